@@ -1,0 +1,1 @@
+"""Tensor mathematics: inner products, levels, rate rules."""

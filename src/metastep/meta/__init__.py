@@ -1,0 +1,1 @@
+"""Meta-learning: from the validation loss to the weights of a schedule."""

@@ -1,0 +1,1 @@
+"""Optimizers that adapt their own rates."""

@@ -1,0 +1,1 @@
+"""From records to plots, tables and pages."""

@@ -1,0 +1,1 @@
+"""Schedules: from the training loss to the learning rate."""

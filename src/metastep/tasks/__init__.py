@@ -1,0 +1,1 @@
+"""Tasks: data, network and loss, in four named splits."""
