@@ -1,0 +1,55 @@
+"""What every schedule is: a map from the loss and an explicit state to a rate and the next state."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+#: A schedule's state is a value: an int, a tensor, or a (nested) tuple of them. ``None`` stands for "no state".
+State: TypeAlias = Any
+Loss: TypeAlias = float | Tensor
+Rate: TypeAlias = float | Tensor
+
+
+class Schedule(nn.Module, ABC):
+    """Maps the training loss to a learning rate, step by step, with an explicit state.
+
+    ``alpha, next_state = schedule(loss, state)`` changes nothing inside the schedule: the state is a value that
+    the caller keeps (:class:`metastep.LearnedLR` does), so a look-ahead is a call whose state is thrown away.
+
+    Class attributes:
+        relative: True if alpha multiplies each parameter group's own initial rate (the closed forms);
+            False if alpha in (0, 1) is multiplied by a scale measured from the loss (the learned ones).
+        needs_loss: True if a step without an observed loss is an error.
+    """
+
+    relative: ClassVar[bool]
+    needs_loss: ClassVar[bool]
+
+    @abstractmethod
+    def init_state(self) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def forward(self, loss: Loss, state: State) -> tuple[Rate, State]:
+        """Return the rate of this step and the state of the next.
+
+        Args:
+            loss: this step's training loss, a float or a 0-d tensor; closed forms ignore it.
+            state: what :meth:`init_state` or the previous call returned.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments, of JSON types, that construct this schedule again (without learned weights)."""
+
+    @torch.no_grad()
+    def query(self, loss: float, state: State) -> tuple[float, State]:
+        """:meth:`forward` for Python floats, without a graph; subclasses may be faster, never different."""
+        alpha, state = self(loss, state)
+        return float(alpha), state
+
+    def with_total_steps(self, total_steps: int) -> Self:
+        """This schedule over a horizon of ``total_steps``; itself if it has no horizon, or has one already."""
+        return self
