@@ -1,0 +1,31 @@
+"""scikit-learn's bundled digits: 1,797 grey 8 x 8 images, the data set that is always there."""
+
+import torch
+
+from metastep.tasks.images import ImageData, ImageStore, split_images
+from metastep.tasks.request import Request
+from metastep.tasks.sources import optional_module
+
+TEST_SIZE = 397
+
+
+def load_digits(request: Request) -> ImageData:
+    """Read the digits, whose pixels have the 17 values 0..16."""
+    bunch = optional_module("sklearn.datasets").load_digits()
+    images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
+    store = ImageStore(images, torch.from_numpy(bunch.target).long())
+    return ImageData(
+        splits_by_name=split_images(
+            store,
+            TEST_SIZE,
+            inner_valid=request.inner_valid,
+            outer_valid=request.outer_valid,
+            train_size=request.train_size,
+            label_noise=request.label_noise,
+            num_classes=10,
+        ),
+        num_classes=10,
+        mean=(4.884,),
+        std=(6.017,),
+        notes="scikit-learn's bundled digits, 1797 images of 8 x 8 pixels",
+    )

@@ -1,0 +1,93 @@
+"""Where a data set's files are looked for, and what is said when they are not there."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+
+class MissingData(FileNotFoundError):  # noqa: N818 (the public name says it)
+    """The files of a data set were found in none of the places looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way in which a data set lies on disk.
+
+    Args:
+        folders: Folder names, the first that holds all files is taken.
+        train: File patterns inside the folder, each of which must match.
+        test: The same for the test files.
+    """
+
+    folders: tuple[str, ...]
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " or ".join(f"{folder}/{{{','.join(self.train + self.test)}}}" for folder in self.folders)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of one layout, pattern by pattern, in the order of the layout's patterns."""
+
+    layout: Layout
+    train: list[list[Path]]
+    test: list[list[Path]]
+
+
+def data_roots(data_dir: Path | str | None = None) -> list[Path]:
+    """Give the folders in which data sets are looked for, in order.
+
+    A place that is named, by `data_dir` or else the environment variable METASTEP_DATA, is the only one,
+    together with its `data` folder; otherwise ./data, ../shared/data, and ../shared/data beside a checkout of
+    the project.
+    """
+    named = data_dir if data_dir is not None else os.environ.get("METASTEP_DATA") or None
+    if named is not None:
+        root = Path(named).expanduser()
+        return [root, root / "data"]
+    checkout = Path(__file__).parents[3]
+    roots = [Path("data"), Path("../shared/data")]
+    return [*roots, checkout.parent / "shared" / "data"] if (checkout / "pyproject.toml").exists() else roots
+
+
+def find_files(name: str, layouts: Sequence[Layout], data_dir: Path | str | None = None) -> Found:
+    """Find the first complete layout of a data set.
+
+    Raises:
+        MissingData: If there is none; the message names the files expected and the folders looked at.
+    """
+    roots = data_roots(data_dir)
+    partial = ""
+    for root in roots:
+        for layout in layouts:
+            for folder in (root / f for f in layout.folders):
+                train = [sorted(folder.glob(pattern)) for pattern in layout.train]
+                test = [sorted(folder.glob(pattern)) for pattern in layout.test]
+                if all(train) and all(test):
+                    return Found(layout, train, test)
+                if any(train) or any(test):
+                    patterns = zip(layout.train + layout.test, train + test, strict=True)
+                    lacking = ", ".join(pattern for pattern, files in patterns if not files)
+                    partial = partial or f" ({folder} is there, but lacks {lacking})"
+    raise MissingData(
+        f"{name} must be on this machine as {'; or as '.join(map(str, layouts))}; none found in "
+        f"{', '.join(str(root.absolute()) for root in roots)}{partial}; "
+        "pass data_dir or set METASTEP_DATA to the folder that holds it."
+    )
+
+
+def optional_module(name: str) -> ModuleType:
+    """Import a module of the `data` extra.
+
+    Raises:
+        ImportError: If it is not installed, with the command that installs it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f'{name} is needed to read this data; pip install "metastep[data]"') from error

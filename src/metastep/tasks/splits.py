@@ -1,0 +1,60 @@
+"""Four named splits, drawn once and for all: the same examples whatever the seed of a run."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+SPLITS: Final = ("train", "inner_valid", "outer_valid", "test")
+SPLIT_SEED: Final = 200714546
+
+
+def balanced_order(labels: Tensor) -> Tensor:
+    """Order examples so that every stretch holds the classes as evenly as they last.
+
+    The k-th examples of all classes come before every (k+1)-th; which example is the k-th of its class, and
+    the order of the classes, are drawn with a constant seed.
+
+    Args:
+        labels: (examples,) int64 classes from 0.
+
+    Returns:
+        (examples,) int64 positions, a permutation.
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    shuffled = shuffled[torch.argsort(labels[shuffled], stable=True)]  # class by class, random inside
+    sizes = torch.bincount(labels)
+    first = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(labels)) - first[labels[shuffled]]  # the how-many-th of its class
+    class_order = torch.randperm(len(sizes), generator=generator)
+    return shuffled[torch.argsort(rank * len(sizes) + class_order[labels[shuffled]])]
+
+
+def split_sizes(
+    available: int, *, inner_valid: int, outer_valid: int, train_size: int | None
+) -> dict[str, int]:
+    """Share `available` examples (or tokens) out to train, inner_valid and outer_valid.
+
+    Raises:
+        ValueError: If a size is negative, or nothing or too little is left to train on.
+    """
+    for name, size in (("inner_valid", inner_valid), ("outer_valid", outer_valid)):
+        if size < 0:
+            raise ValueError(f"{name} must be >= 0, got {size}; use 0 to leave that split empty.")
+    left = available - inner_valid - outer_valid
+    if left < 1:
+        raise ValueError(
+            f"inner_valid + outer_valid must be < {available}, got {inner_valid} + {outer_valid}; "
+            "nothing is left to train on."
+        )
+    if train_size is not None and not 1 <= train_size <= left:
+        raise ValueError(
+            f"train_size must be in 1..{left}, got {train_size}; "
+            f"{left} is what the held-out splits leave, and what None uses."
+        )
+    return {
+        "train": left if train_size is None else train_size,
+        "inner_valid": inner_valid,
+        "outer_valid": outer_valid,
+    }
