@@ -18,10 +18,7 @@ def load_digits(request: Request) -> ImageData:
         splits_by_name=split_images(
             store,
             TEST_SIZE,
-            inner_valid=request.inner_valid,
-            outer_valid=request.outer_valid,
-            train_size=request.train_size,
-            label_noise=request.label_noise,
+            request=request,
             num_classes=10,
         ),
         num_classes=10,

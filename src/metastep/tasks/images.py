@@ -10,8 +10,8 @@ from torch import Tensor
 from metastep.tasks.augment import crop_and_flip
 from metastep.tasks.batches import Batch, Batches, check_same_stream
 from metastep.tasks.data import Data
-from metastep.tasks.noise import LabelNoise
-from metastep.tasks.splits import balanced_order, split_sizes
+from metastep.tasks.request import Request
+from metastep.tasks.splits import SPLITS, balanced_order, size_left, size_to_train
 
 # Shapes: N images in the store, n of them in a split, C channels, H x W pixels.
 
@@ -102,26 +102,20 @@ class ImageData(Data):
 
 
 def split_images(
-    train: ImageStore,
-    test: ImageStore | int,
-    *,
-    inner_valid: int,
-    outer_valid: int,
-    train_size: int | None,
-    label_noise: LabelNoise | None,
-    num_classes: int,
+    train: ImageStore, test: ImageStore | int, *, request: Request, num_classes: int
 ) -> dict[str, ImageSplit]:
     """Hold class-balanced splits out of `train`, and spoil the labels of what remains if asked.
 
     Args:
         train: Images to train on and hold out from.
         test: Test images, or how many of `train` to keep for the test.
-        inner_valid: Size of that split, >= 0.
-        outer_valid: Size of that split, >= 0.
-        train_size: Use only so many training images; None: all that are left.
-        label_noise: Applied to the training split only.
+        request: Sizes of the splits, and the label noise.
         num_classes: Number of classes.
+
+    Raises:
+        ValueError: If the sizes are impossible.
     """
+    inner_valid, outer_valid = request.inner_valid, request.outer_valid
     order = balanced_order(train.labels)
     splits = {}
     if isinstance(test, int):
@@ -129,17 +123,22 @@ def split_images(
         order = order[test:]
     else:
         splits["test"] = ImageSplit(test, torch.arange(len(test.labels)), test.labels)
-    sizes = split_sizes(len(order), inner_valid=inner_valid, outer_valid=outer_valid, train_size=train_size)
+    left = size_left(len(order), inner_valid=inner_valid, outer_valid=outer_valid)
     # inner_valid comes first, so that it stays the same whatever the size of the others.
     start = 0
-    for name in ("inner_valid", "outer_valid", "train"):
-        rows = order[start : start + sizes[name]]
+    for name, size in (
+        ("inner_valid", inner_valid),
+        ("outer_valid", outer_valid),
+        ("train", size_to_train(left, request.train_size)),
+    ):
+        rows = order[start : start + size]
         splits[name] = ImageSplit(train, rows, train.labels[rows])
-        start += sizes[name]
-    if label_noise is not None:
+        start += size
+    if request.label_noise is not None:
         clean = splits["train"]
-        splits["train"] = ImageSplit(train, clean.rows, label_noise.apply(clean.labels, num_classes))
-    return {name: splits[name] for name in ("train", "inner_valid", "outer_valid", "test")}
+        noisy = request.label_noise.apply(clean.labels, num_classes)
+        splits["train"] = ImageSplit(train, clean.rows, noisy)
+    return {name: splits[name] for name in SPLITS}
 
 
 class ImageBatches(Batches):

@@ -4,8 +4,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import Generic, TypeVar
 
 
 class MissingData(FileNotFoundError):  # noqa: N818 (the public name says it)
@@ -30,13 +32,16 @@ class Layout:
         return " or ".join(f"{folder}/{{{','.join(self.train + self.test)}}}" for folder in self.folders)
 
 
-@dataclass(frozen=True)
-class Found:
-    """The files of one layout, pattern by pattern, in the order of the layout's patterns."""
+LayoutT = TypeVar("LayoutT", bound=Layout)
 
-    layout: Layout
-    train: list[list[Path]]
-    test: list[list[Path]]
+
+@dataclass(frozen=True)
+class Found(Generic[LayoutT]):
+    """The files of one layout, in the order of its patterns and then of their names."""
+
+    layout: LayoutT
+    train: list[Path]
+    test: list[Path]
 
 
 def data_roots(data_dir: Path | str | None = None) -> list[Path]:
@@ -55,7 +60,7 @@ def data_roots(data_dir: Path | str | None = None) -> list[Path]:
     return [*roots, checkout.parent / "shared" / "data"] if (checkout / "pyproject.toml").exists() else roots
 
 
-def find_files(name: str, layouts: Sequence[Layout], data_dir: Path | str | None = None) -> Found:
+def find_files(name: str, layouts: Sequence[LayoutT], data_dir: Path | str | None = None) -> Found[LayoutT]:
     """Find the first complete layout of a data set.
 
     Raises:
@@ -69,7 +74,7 @@ def find_files(name: str, layouts: Sequence[Layout], data_dir: Path | str | None
                 train = [sorted(folder.glob(pattern)) for pattern in layout.train]
                 test = [sorted(folder.glob(pattern)) for pattern in layout.test]
                 if all(train) and all(test):
-                    return Found(layout, train, test)
+                    return Found(layout, list(chain(*train)), list(chain(*test)))
                 if any(train) or any(test):
                     patterns = zip(layout.train + layout.test, train + test, strict=True)
                     lacking = ", ".join(pattern for pattern, files in patterns if not files)

@@ -31,30 +31,33 @@ def balanced_order(labels: Tensor) -> Tensor:
     return shuffled[torch.argsort(rank * len(sizes) + class_order[labels[shuffled]])]
 
 
-def split_sizes(
-    available: int, *, inner_valid: int, outer_valid: int, train_size: int | None
-) -> dict[str, int]:
-    """Share `available` examples (or tokens) out to train, inner_valid and outer_valid.
+def size_left(available: int, *, inner_valid: int, outer_valid: int) -> int:
+    """Give how many of `available` examples (tokens) remain when two splits are held out.
 
     Raises:
-        ValueError: If a size is negative, or nothing or too little is left to train on.
+        ValueError: If a size is negative, or there are not as many.
     """
     for name, size in (("inner_valid", inner_valid), ("outer_valid", outer_valid)):
         if size < 0:
             raise ValueError(f"{name} must be >= 0, got {size}; use 0 to leave that split empty.")
-    left = available - inner_valid - outer_valid
+    if inner_valid + outer_valid > available:
+        raise ValueError(
+            f"inner_valid + outer_valid must be <= {available}, got {inner_valid} + {outer_valid}; "
+            "that is all there is to hold out."
+        )
+    return available - inner_valid - outer_valid
+
+
+def size_to_train(left: int, train_size: int | None) -> int:
+    """Give the size of the training split out of what is left for it.
+
+    Raises:
+        ValueError: If nothing is left, or `train_size` is not in 1..left.
+    """
     if left < 1:
         raise ValueError(
-            f"inner_valid + outer_valid must be < {available}, got {inner_valid} + {outer_valid}; "
-            "nothing is left to train on."
+            "inner_valid + outer_valid must leave something to train on, got all; hold out less."
         )
     if train_size is not None and not 1 <= train_size <= left:
-        raise ValueError(
-            f"train_size must be in 1..{left}, got {train_size}; "
-            f"{left} is what the held-out splits leave, and what None uses."
-        )
-    return {
-        "train": left if train_size is None else train_size,
-        "inner_valid": inner_valid,
-        "outer_valid": outer_valid,
-    }
+        raise ValueError(f"train_size must be in 1..{left}, got {train_size}; use None for all {left}.")
+    return left if train_size is None else train_size

@@ -1,0 +1,62 @@
+"""Encoded images (JPEG, PNG, ...) to one uint8 array, on several threads."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metastep.tasks.sources import optional_module
+
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, C, H, W) pixels, (N,) classes
+
+
+def decode_images(
+    count: int, encoded: Callable[[int], NDArray[np.uint8]], *, channels: int
+) -> NDArray[np.uint8]:
+    """Decode `count` images of one size.
+
+    Args:
+        count: Number of images.
+        encoded: Gives the bytes of image i as a 1-D array.
+        channels: 3 for red, green, blue; 1 for grey.
+
+    Returns:
+        (count, channels, H, W).
+
+    Raises:
+        ValueError: If an image cannot be decoded or differs in size from the first.
+    """
+    cv2 = optional_module("cv2")
+    # The camera's orientation is ignored: the pixels are wanted as they are stored.
+    flags = (cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+
+    def decode(i: int) -> NDArray[np.uint8]:
+        source = encoded(i)
+        image: NDArray[np.uint8] | None = cv2.imdecode(source, flags) if source.size else None
+        if image is None:
+            raise ValueError(
+                f"image {i} of {count} must be JPEG, PNG or the like, got something undecodable."
+            )
+        return image.transpose(2, 0, 1)[::-1] if channels == 3 else image[None]  # stored blue, green, red
+
+    if count == 0:
+        return np.empty((0, channels, 1, 1), np.uint8)
+    first = decode(0)
+    images = np.empty((count, *first.shape), np.uint8)
+
+    def fill(start: int) -> None:
+        for i in range(start, min(start + stretch, count)):
+            image = decode(i)
+            if image.shape != first.shape:
+                raise ValueError(
+                    f"images must all have the size of the first, {first.shape[1:]}, got {image.shape[1:]} "
+                    f"at {i}; resize them beforehand."
+                )
+            images[i] = image
+
+    stretch = 512
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(0, count, stretch)))
+    return images

@@ -1,0 +1,56 @@
+"""Parquet files with encoded images, in the layout of the well-known dataset hub."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metastep.tasks.loaders.decode import Labelled, decode_images
+from metastep.tasks.sources import optional_module
+
+
+def read_parquet(
+    files: Sequence[Path], *, channels: int, label_columns: Sequence[str] = ("label", "fine_label")
+) -> Labelled:
+    """Read labelled images from the shards of one split.
+
+    Args:
+        files: Shards, in order.
+        channels: 3 for red, green, blue; 1 for grey.
+        label_columns: Names of the label column; the first that is there counts.
+
+    Raises:
+        ValueError: If a shard is missing, or the columns are not there: `img` or `image` with the encoded bytes
+            (a struct with a field `bytes`, or binary) and an integer label.
+    """
+    _check_complete(files)
+    pa = optional_module("pyarrow")
+    parquet = optional_module("pyarrow.parquet")
+    encoded, labels = [], []
+    for path in files:
+        names = parquet.read_schema(path).names
+        image_column = next((name for name in ("img", "image") if name in names), None)
+        label_column = next((name for name in label_columns if name in names), None)
+        if image_column is None or label_column is None:
+            raise ValueError(
+                f"{path} must have a column img or image, and one of {', '.join(label_columns)}; got {names}."
+            )
+        table = parquet.read_table(path, columns=[image_column, label_column], use_threads=False)
+        for chunk in table[image_column].chunks:
+            column = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
+            encoded += [np.frombuffer(value.as_buffer() or b"", np.uint8) for value in column]
+        labels.append(table[label_column].to_numpy())
+    images = decode_images(len(encoded), encoded.__getitem__, channels=channels)
+    return images, np.concatenate(labels).astype(np.int64)
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    """Refuse shards i-of-n that are fewer than n."""
+    for path in files:
+        match = re.search(r"-(\d+)-of-(\d+)", path.stem)
+        if match and len(files) != int(match[2]):
+            raise ValueError(
+                f"{path.parent} must hold {int(match[2])} shards like {path.name}, got {len(files)}; "
+                "fetch the others, or remove left-overs."
+            )
