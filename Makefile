@@ -1,0 +1,60 @@
+# Everything a developer runs. `make` alone lists the targets.
+#
+#   make test ARGS="-k cosine -x"       options for pytest, ruff or a benchmark go into ARGS
+#   make venv PYTHON=python3.12         another Python
+#   make venv TORCH="torch==2.13.0 --index-url URL"   another build of torch (CUDA, ROCm, CPU only)
+#
+# For another version of torch change its line in constraints.txt, too.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+READY   := $(VENV)/.ready
+BENCHES := $(wildcard benchmarks/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint format bench bench-gpu demo clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+venv: $(READY)  ## install everything into .venv; done again when pyproject.toml or constraints.txt change
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and by itself: its build is the machine's choice, and a range would fetch the newest.
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+test: $(READY)  ## run the tests (ARGS="-k name -x")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)  ## put the code into its format and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)  ## run every benchmark
+	@set -e; for file in $(BENCHES); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+bench-gpu: $(READY)  ## run the tests marked gpu, then every benchmark on a CUDA device
+	$(BIN)/python -m pytest -m gpu
+	@set -e; for file in $(BENCHES); do echo "== $$file"; $(BIN)/python $$file --device cuda $(ARGS); done
+
+demo: $(READY)  ## learn a schedule, compare it with its rivals, write a report; takes a few minutes
+	$(BIN)/python examples/demo.py
+
+clean:  ## remove the environment, the caches and what was built
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
