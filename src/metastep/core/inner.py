@@ -17,7 +17,7 @@ def inner_product(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
         b: as many tensors, of the same shapes and on the same devices.
 
     Returns:
-        A 0-d float64 tensor on the device of the first pair, without reading anything back to the host.
+        A 0-d float64 tensor (float32 on mps) on the device of the first pair; nothing is read back to the host.
 
     Raises:
         ValueError: if the lists are empty, differ in length, or two partners differ in shape.
@@ -25,7 +25,9 @@ def inner_product(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
     partial = [_one(x, y) for x, y in zip(a, b, strict=True)]
     if not partial:
         raise ValueError("a and b must hold at least one tensor each; got none.")
-    return torch.stack([p.to(partial[0].device) for p in partial]).sum(dtype=torch.float64)
+    device = partial[0].device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # the one device without float64
+    return torch.stack([p.to(device) for p in partial]).sum(dtype=dtype)
 
 
 def _one(x: Tensor, y: Tensor) -> Tensor:

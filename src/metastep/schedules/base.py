@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from metastep.schedules.scale import ScaleRule
+
 #: A schedule's state is a value: an int, a tensor, or a (nested) tuple of them. ``None`` stands for "no state".
 State: TypeAlias = Any
 Loss: TypeAlias = float | Tensor
@@ -22,10 +24,14 @@ class Schedule(nn.Module, ABC):
         relative: True if alpha multiplies each parameter group's own initial rate (the closed forms);
             False if alpha in (0, 1) is multiplied by a scale measured from the loss (the learned ones).
         needs_loss: True if a step without an observed loss is an error.
+
+    Attributes:
+        scale: how that scale is measured; only on schedules that are not relative.
     """
 
     relative: ClassVar[bool]
     needs_loss: ClassVar[bool]
+    scale: ScaleRule
 
     @abstractmethod
     def init_state(self) -> State:
@@ -53,3 +59,10 @@ class Schedule(nn.Module, ABC):
     def with_total_steps(self, total_steps: int) -> Self:
         """This schedule over a horizon of ``total_steps``; itself if it has no horizon, or has one already."""
         return self
+
+    def remeasures(self, step: int) -> bool:
+        """True if the scale of the rate is to be measured again before step ``step`` (0-based)."""
+        return False
+
+    def weights_changed(self) -> None:
+        """Told after a meta-update: drop whatever was derived from the weights."""

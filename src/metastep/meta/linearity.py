@@ -1,0 +1,113 @@
+"""Is an optimizer's update linear in its rate? Asked of the optimizer itself, on copies of a few small tensors."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+#: The probe moves its tensors by about this share of their size, so that rounding does not hide the displacement.
+_PROBE = 0.25
+
+
+class NotLinearInRate(ValueError):
+    """An optimizer whose step is not rate times a direction: no exact meta-gradient can be read off from it."""
+
+
+def check_linear_in_rate(optimizer: Optimizer) -> None:
+    r"""Make sure that a step is :math:`\theta - \alpha u` with u and the next state independent of :math:`\alpha`.
+
+    The smallest tensor of each kind (matrices, vectors) of each group takes a trial step at one rate and at twice that
+    rate, in two copies of the optimizer. The displacements must be in the ratio 1 : 2, the states equal.
+
+    Call it after the backward pass of a step and before the optimizer moves. The optimizer, its state, the parameters and
+    the random streams are left alone.
+
+    Raises:
+        NotLinearInRate: if not, or if the optimizer cannot be asked (it wants a closure).
+    """
+    name = type(optimizer).__name__
+    chosen = _smallest_of_each_kind(optimizer)
+    before = [parameter.detach().clone() for parameter in chosen]
+    with torch.random.fork_rng(devices=[], enabled=True):
+        unit = _trial(optimizer, chosen, 1.0)[0]
+        factor = _factor(before, [after - start for after, start in zip(unit, before, strict=True)])
+        once, once_state = _trial(optimizer, chosen, factor)
+        twice, twice_state = _trial(optimizer, chosen, 2 * factor)
+    for start, one, two in zip(before, once, twice, strict=True):
+        first, second = one - start, two - start
+        size = torch.maximum(start.abs(), second.abs()).max()
+        if not (second - 2 * first).abs().max() <= 32 * torch.finfo(start.dtype).eps * size:
+            raise NotLinearInRate(
+                f"{name} is not linear in its learning rate: twice the rate did not move the parameters twice as far. "
+                "MetaLearner needs updates of the form theta - rate * direction (SGD, Adam, AdamW, RMSprop, Adagrad, ...)."
+            )
+    if not _equal(once_state, twice_state):
+        raise NotLinearInRate(
+            f"{name} keeps state that depends on its learning rate (a rate inside the momentum buffer, say), so that its "
+            "direction cannot be read off from one step. Use an optimizer that multiplies by the rate last."
+        )
+
+
+def _smallest_of_each_kind(optimizer: Optimizer) -> list[nn.Parameter]:
+    chosen: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        live = [p for p in group["params"] if p.grad is not None and p.numel() and not p.grad.is_sparse]
+        for is_matrix in (False, True):
+            kind = [p for p in live if (p.ndim >= 2) is is_matrix]
+            if kind:
+                chosen.append(min(kind, key=lambda p: p.numel()))
+    return chosen
+
+
+def _trial(optimizer: Optimizer, chosen: list[nn.Parameter], factor: float) -> tuple[list[Tensor], Any]:
+    """Step copies of the chosen tensors at ``factor`` times the rate; return them and the copies' state."""
+    kept = {id(p) for p in chosen}
+    memo: dict[int, Any] = {}
+    for group in optimizer.param_groups:  # what is not probed is shared, not copied
+        for parameter in group["params"]:
+            if id(parameter) not in kept:
+                memo[id(parameter)] = parameter
+                if parameter in optimizer.state:
+                    memo[id(optimizer.state[parameter])] = optimizer.state[parameter]
+    probe = copy.deepcopy(optimizer, memo)
+    for attribute, value in vars(optimizer).items():  # torch's optimizers copy only state, groups and defaults
+        vars(probe).setdefault(attribute, value)
+    for group in probe.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in memo]
+        group["lr"] = group["lr"] * factor
+    copies = [memo[id(p)] for p in chosen]
+    for parameter, original in zip(copies, chosen, strict=True):
+        assert original.grad is not None
+        parameter.grad = original.grad.detach().clone()
+    probe.param_groups[:] = [group for group in probe.param_groups if group["params"]]
+    try:
+        probe.step()
+    except TypeError as error:
+        raise NotLinearInRate(
+            f"{type(optimizer).__name__}.step() cannot be called without a closure ({error}); it has no single direction."
+        ) from error
+    state = [dict(probe.state[p]) for p in copies]
+    groups = [{key: value for key, value in g.items() if key not in ("params", "lr")} for g in probe.param_groups]
+    return [p.detach() for p in copies], (state, groups)
+
+
+def _factor(before: list[Tensor], moved: list[Tensor]) -> float:
+    """A power of two that brings the largest displacement to about a quarter of the parameters' size."""
+    size = max((float(tensor.abs().max()) for tensor in before), default=0.0) or 1.0
+    step = max((float(tensor.abs().max()) for tensor in moved), default=0.0)
+    if not 0 < step < math.inf:
+        return 1.0
+    return float(2.0 ** min(max(round(math.log2(_PROBE * size / step)), -40), 40))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)

@@ -1,0 +1,82 @@
+"""Try a step, take the validation gradient there, and see what a larger rate would have done."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from metastep.core.inner import inner_product
+from metastep.meta.protection import protected_buffers, protected_rng, set_aside_gradients
+
+
+def copy_parameters(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Detached copies: the one extra copy of the parameters that a look-ahead costs."""
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def validation_slopes(
+    parameters: Sequence[nn.Parameter],
+    displacements: Callable[[int, Tensor], Sequence[Tensor]],
+    validation_loss: Callable[[], Tensor],
+    loss_scale: float = 1.0,
+) -> tuple[float, Tensor]:
+    r"""Return the validation loss at the parameters as they are, and its slopes along given displacements.
+
+    .. math:: s_k = \langle \nabla L_\mathrm{val}(\theta), \Delta_k \rangle
+
+    The gradient is never held as a whole: each parameter's part is multiplied as it arrives, and let go. Buffers, random
+    streams and the parameters' ``grad`` are afterwards as before.
+
+    Args:
+        parameters: where the loss is differentiated.
+        displacements: gives, for a parameter's place and the parameter (detached), its part of each of the K
+            displacements.
+        validation_loss: computes the loss, a one-element tensor with a graph.
+        loss_scale: factor on the loss during backward, divided out again: for float16 gradients.
+
+    Returns:
+        The loss as a float, and a float64 tensor (K,) of slopes.
+
+    Raises:
+        TypeError: if the loss is no tensor with a graph.
+        ValueError: if it has more than one element.
+    """
+    slopes: list[Tensor] = []
+
+    def multiply(place: int) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None:
+                gradient = gradient.to_dense() if gradient.is_sparse else gradient
+                parts = displacements(place, parameter.detach())
+                slopes.append(torch.stack([inner_product([gradient], [part]) for part in parts]))
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(set_aside_gradients(parameters))
+        stack.enter_context(protected_rng(parameters))
+        stack.enter_context(protected_buffers())
+        with torch.enable_grad():
+            loss = validation_loss()
+            check_validation_loss(loss)
+            for place, parameter in enumerate(parameters):
+                handle = parameter.register_post_accumulate_grad_hook(multiply(place))
+                stack.callback(handle.remove)
+            torch.autograd.backward(loss * loss_scale, inputs=list(parameters))
+    if not slopes:
+        raise ValueError("validation_loss does not depend on the optimizer's parameters; it must use the same model.")
+    total = torch.stack([slope.to(slopes[0].device) for slope in slopes]).sum(0)
+    return float(loss.detach()), total / loss_scale
+
+
+def check_validation_loss(loss: object) -> None:
+    """Raise unless it is a one-element tensor with a graph."""
+    if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        found = "a tensor without a graph" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"validation_loss must return a tensor with a graph, got {found}; compute it without no_grad or item()."
+        )
+    if loss.numel() != 1:
+        raise ValueError(f"validation_loss must return one element, got shape {tuple(loss.shape)}; take its mean.")

@@ -1,0 +1,148 @@
+"""K steps judged together: what is kept while they are taken, and the adjoint that runs back through them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metastep.core.inner import inner_product
+from metastep.meta.adjoint import StepInput, record_input, step_vjp
+from metastep.meta.lookahead import check_validation_loss, copy_parameters, validation_slopes
+from metastep.meta.protection import protected_buffers, protected_rng
+from metastep.schedules import LearnedLR
+from metastep.schedules.base import State
+
+
+@dataclass
+class _Taken:
+    """One step that was taken: where it started, how far it went, and (exact form) how to take it again."""
+
+    displacement: list[Tensor]
+    closure: Callable[[], Tensor] | None
+    rng: Any
+    inputs: StepInput | None
+
+
+class Window:
+    """The K steps of one look-ahead, recorded as they are taken.
+
+    ``rates`` are the rates used, with a graph to the schedule's weights through all K queries.
+    """
+
+    def __init__(self, lr: LearnedLR, parameters: Sequence[nn.Parameter], *, first_order: bool) -> None:
+        self.lr = lr
+        self.parameters = list(parameters)
+        self.first_order = first_order
+        self.rates: list[Tensor] = []
+        self._taken: list[_Taken] = []
+        self._graph_state: State = lr.state
+
+    @staticmethod
+    def check(optimizer: Optimizer, *, first_order: bool, every: int, horizon: int) -> None:
+        """Refuse what the exact form cannot do, before any work is lost.
+
+        Raises:
+            ValueError: if the optimizer has no ``differentiable`` form, or the window would hold its very first step.
+        """
+        if first_order:
+            return
+        if "differentiable" not in optimizer.defaults:
+            raise ValueError(
+                f"the exact horizon needs an optimizer with a differentiable form, {type(optimizer).__name__} has none; "
+                "use first_order=True."
+            )
+        if horizon >= every:
+            raise ValueError(
+                f"every must be > horizon = {horizon} for the exact form, got {every}: the optimizer's first step, which "
+                "creates its state, cannot be differentiated."
+            )
+
+    @contextmanager
+    def recording(self, closure: Callable[[], Tensor] | None) -> Iterator[None]:
+        """Within, one forward pass, backward pass and :meth:`step` happen."""
+        self._closure = closure
+        self._rng = torch.random.get_rng_state() if closure is not None else None
+        self._device_rng = {d: _device_module(d).get_rng_state(d) for d in self._devices()} if closure else {}
+        yield
+
+    def step(self) -> None:
+        """Query the schedule with a graph and take the step at its rate."""
+        loss = self.lr.close_window()
+        if loss is None:
+            with self.lr.held(self.lr.groups.reference):
+                self.lr.optimizer.step()
+            return
+        rate, state = self.lr.ask(loss)
+        rate_graph, self._graph_state = self.lr.ask_with_graph(loss, self._graph_state)
+        start = copy_parameters(self.parameters)
+        inputs = None
+        with self.lr.held(rate):
+            if self._closure is not None:
+                inputs = record_input(self.lr.optimizer, self.parameters, start)
+            self.lr.optimizer.step()
+        displacement = [p.detach() - s for p, s in zip(self.parameters, start, strict=True)]
+        self._taken.append(_Taken(displacement, self._closure, (self._rng, self._device_rng), inputs))
+        self.rates.append(rate_graph)
+        self.lr.tick(rate, state)
+
+    def slopes(self, validation_loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        """Return the validation loss after the last step and its slopes along each of the K displacements."""
+        if self.first_order:
+            steps = [taken.displacement for taken in self._taken]
+            return validation_slopes(self.parameters, lambda place, _: [step[place] for step in steps], validation_loss)
+        loss, adjoint = self._validation_gradient(validation_loss)
+        slopes: list[Tensor] = []
+        state_adjoint: list[dict[str, Tensor]] = [{} for _ in self.parameters]
+        end = copy_parameters(self.parameters)
+        with protected_rng(self.parameters), protected_buffers():
+            for taken in reversed(self._taken):
+                slopes.append(inner_product(adjoint, taken.displacement))
+                adjoint, state_adjoint = self._back(taken, adjoint, state_adjoint)
+            _restore(self.parameters, end)
+        return loss, torch.stack(slopes[::-1])
+
+    def _validation_gradient(self, validation_loss: Callable[[], Tensor]) -> tuple[float, list[Tensor]]:
+        with protected_rng(self.parameters), protected_buffers(), torch.enable_grad():
+            loss = validation_loss()
+            check_validation_loss(loss)
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
+        return float(loss.detach()), gradient
+
+    def _back(
+        self, taken: _Taken, adjoint: list[Tensor], state_adjoint: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """The adjoint before a step from the one after it: through the optimizer, then through the training gradient."""
+        assert taken.inputs is not None
+        assert taken.closure is not None
+        through, gradient_adjoint, state_adjoint = step_vjp(taken.inputs, adjoint, state_adjoint)
+        _restore(self.parameters, taken.inputs.start)
+        rng, device_rng = taken.rng
+        torch.random.set_rng_state(rng)
+        for device, state in device_rng.items():
+            _device_module(device).set_rng_state(state, device)
+        with torch.enable_grad():
+            loss = taken.closure()
+            gradient = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
+            pairs = [(g, a) for g, a in zip(gradient, gradient_adjoint, strict=True) if g is not None and g.requires_grad]
+            products = torch.autograd.grad(
+                [g for g, _ in pairs], self.parameters, [a for _, a in pairs], allow_unused=True
+            )
+        return [t if h is None else t + h for t, h in zip(through, products, strict=True)], state_adjoint
+
+    def _devices(self) -> set[torch.device]:
+        return {p.device for p in self.parameters if p.device.type not in ("cpu", "meta")}
+
+
+def _device_module(device: torch.device) -> Any:
+    return torch.get_device_module(device)
+
+
+@torch.no_grad()
+def _restore(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

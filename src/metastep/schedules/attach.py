@@ -1,0 +1,367 @@
+"""LearnedLR: attaches a schedule to an optimizer, reads the loss, writes the rate just before each step."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from metastep.schedules.base import Loss, Rate, Schedule, State
+from metastep.schedules.groups import GroupRates
+from metastep.schedules.phased import Phased
+from metastep.schedules.window import LossWindow
+
+#: Share of the newest window in the running mean of the loss, from which a scale is re-measured.
+_RECENT = 0.02
+
+
+class LearnedLR:
+    r"""Sets the learning rate of any torch optimizer by a schedule that may read the training loss.
+
+    .. math:: \eta_k = r_k \cdot \mathrm{clip}(w_t\, s\, \alpha_t)
+
+    for group k, with :math:`\alpha_t` the schedule's output, s the scale (gamma for a learned schedule, the group's own
+    initial rate for a relative one), :math:`w_t = \min(1, (t+1)/\mathrm{warmup})`, and :math:`r_k` the ratio of the
+    group's initial rate to that of the first group. From then on ``group["lr"]`` belongs to this object.
+
+    Call :meth:`observe` with each (micro-batch's) loss before ``optimizer.step()``. A hook of that step averages the
+    window, asks the schedule once, and writes the rate. A step that never comes, as when AMP skips it, ticks nothing.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``.
+        schedule: any :class:`metastep.Schedule`.
+        initial_loss: mean loss (nats) of the fresh network, from which gamma is set; default: the first observed.
+        num_classes: classes, or vocabulary size; default: round(exp(initial_loss)), at least 2.
+        total_steps: optimizer steps of the run, for schedules with a horizon.
+        warmup_steps: steps of linear warm-up, >= 0.
+        min_lr: lower bound of the first group's rate, >= 0.
+        max_lr: upper bound of the first group's rate.
+        measure_loss: returns the mean training loss of the network as it is, in eval mode; asked when a schedule of
+            several phases re-measures its scale. Default: a running mean of the observed losses.
+
+    Non-finite losses are ignored and counted (``non_finite_losses``); a window of nothing else repeats the loss before
+    it. ``lr`` tensors are written in place, and with ``lr`` on an accelerator nothing is read back from it after the
+    first step (nor in it, if ``initial_loss`` is given).
+
+    Raises:
+        TypeError: for something that is not an optimizer or a schedule.
+        ValueError: for arguments out of range, or an optimizer that another LearnedLR drives.
+
+    Example:
+        >>> net = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> lr = LearnedLR(optimizer, MLRSNet(), num_classes=10)
+        >>> loss = net(torch.ones(3)).square().sum()
+        >>> loss.backward()
+        >>> lr.observe(loss)
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        *,
+        initial_loss: float | None = None,
+        num_classes: int | None = None,
+        total_steps: int | None = None,
+        warmup_steps: int = 0,
+        min_lr: float = 0.0,
+        max_lr: float = math.inf,
+        measure_loss: Callable[[], float | Tensor] | None = None,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"schedule must be a metastep Schedule, got {type(schedule).__name__}; "
+                "make one (MLRSNet(), Cosine()) or load one: load_schedule(path)."
+            )
+        if any(lr._hook is not None for lr in _attached(optimizer)):
+            raise ValueError("optimizer has a LearnedLR already; call its detach() first.")
+        if initial_loss is not None and not math.isfinite(initial_loss):
+            raise ValueError(f"initial_loss must be finite, got {initial_loss}; leave it out to measure it.")
+        if num_classes is not None and num_classes < 2:
+            raise ValueError(f"num_classes must be >= 2, got {num_classes}; leave it out to guess it.")
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"total_steps must be >= 1, got {total_steps}.")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}; 0 means no warm-up.")
+        if not 0 <= min_lr <= max_lr or max_lr == 0:
+            raise ValueError(f"min_lr and max_lr must satisfy 0 <= min_lr <= max_lr > 0, got {min_lr}, {max_lr}.")
+        self.optimizer = optimizer
+        self.groups = GroupRates(optimizer)
+        self.schedule = schedule if total_steps is None else schedule.with_total_steps(total_steps)
+        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+        self.min_lr, self.max_lr = float(min_lr), float(max_lr)
+        self.measure_loss = measure_loss
+        self.initial_loss = None if initial_loss is None else float(initial_loss)
+        self.num_classes = num_classes
+        self.scale: float | None = self.groups.reference if schedule.relative else None
+        self.steps = 0
+        self._first_scale: float | None = None
+        self._recent_loss: Rate | None = None
+        self._tracks_recent = isinstance(schedule, Phased) and measure_loss is None
+        self._window = LossWindow()
+        self._held = False
+        self._last_rate: Rate | None = None
+        self._device = self.groups.device()
+        self._on_host = self._device.type == "cpu"
+        self.schedule.to(self._device)
+        self.state: State = self.schedule.init_state()
+        self._attach()
+
+    # ---- the loop's side
+
+    def observe(self, loss: Loss) -> None:
+        """Take note of this (micro-)batch's loss; several calls before one step are averaged.
+
+        Args:
+            loss: a float, or a real floating-point tensor of one element, with or without a graph (which is let go).
+        """
+        self._window.add(loss)
+
+    def get_last_lr(self) -> list[float]:
+        """The rate of each parameter group as the last step used it (before the first: as it stands)."""
+        return self.groups.read()
+
+    @property
+    def non_finite_losses(self) -> int:
+        """How many observed losses were NaN or infinite, and ignored."""
+        return self._window.ignored
+
+    def detach(self) -> None:
+        """Let go of the optimizer: its rates stay as they are and nothing writes them any more."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    # ---- one tick: window -> loss -> rate, state -> optimizer; MetaLearner takes these apart
+
+    def close_window(self) -> Loss | None:
+        """End the window and return the loss that the schedule is to read; None if no finite loss was ever observed.
+
+        Raises:
+            RuntimeError: if the schedule needs a loss and none was observed since the last step.
+        """
+        if self._window.calls == 0 and self.schedule.needs_loss:
+            raise RuntimeError(
+                f"optimizer.step() came without an observed loss, which {type(self.schedule).__name__} needs: call "
+                "observe(loss) on the LearnedLR after computing the loss and before each optimizer.step()."
+            )
+        loss = self._window.close()
+        if self._on_host and isinstance(loss, Tensor):
+            loss = loss.item()
+        if self.schedule.relative:
+            return loss
+        if self.scale is None and not self._measure_scale(loss):
+            return None
+        if isinstance(loss, float) and math.isnan(loss):
+            loss = cast(float, self.initial_loss)
+        if self._tracks_recent:
+            recent = loss if self._recent_loss is None else self._recent_loss
+            self._recent_loss = recent + _RECENT * (loss - recent)
+        if self.schedule.remeasures(self.steps):
+            self._measure_scale_again()
+        assert self.num_classes is not None
+        return self.schedule.scale.normalize(loss, self.num_classes)
+
+    def ask(self, loss: Loss) -> tuple[Rate, State]:
+        """Return the first group's rate for this loss, and the state after it; nothing is changed.
+
+        Args:
+            loss: what :meth:`close_window` returned.
+        """
+        if self._on_host:
+            alpha, state = self.schedule.query(float(loss), self.state)
+            return self._bounded(alpha), state
+        with torch.no_grad():
+            alpha, state = self.schedule(loss, self.state)
+            return self._bounded(alpha), state
+
+    def ask_with_graph(self, loss: Loss, state: State) -> tuple[Tensor, State]:
+        """Return a rate that is differentiable with respect to the schedule's weights, from a given state."""
+        alpha, state = self.schedule(loss, state)
+        return cast(Tensor, self._bounded(alpha)), state
+
+    def _bounded(self, alpha: Rate) -> Rate:
+        assert self.scale is not None
+        rate = alpha * self.scale
+        if self.steps < self.warmup_steps:
+            rate = rate * ((self.steps + 1) / self.warmup_steps)
+        if isinstance(rate, Tensor):
+            return rate.clamp(self.min_lr, self.max_lr)
+        return min(max(rate, self.min_lr), self.max_lr)
+
+    def tick(self, rate: Rate, state: State) -> None:
+        """Write the rate into the optimizer, keep the state, count the step."""
+        self.groups.write(rate)
+        if not self._on_host and isinstance(self.state, Tensor):
+            self.state.copy_(state)  # in place: a captured CUDA graph goes on from it
+        else:
+            self.state = state
+        self._last_rate = rate
+        self.steps += 1
+
+    @contextmanager
+    def held(self, rate: Rate) -> Iterator[None]:
+        """Within, ``optimizer.step()`` uses ``rate`` and ticks nothing: a look-ahead."""
+        self.groups.write(rate)
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def _measure_scale(self, loss: Loss) -> bool:
+        """Set gamma from the initial loss; False if there is no finite loss to set it from."""
+        if self.initial_loss is None:
+            initial = float(loss)
+            if not math.isfinite(initial):
+                return False
+            self.initial_loss = initial
+        rule = self.schedule.scale
+        if self.num_classes is None:
+            self.num_classes = rule.guess_num_classes(self.initial_loss)
+        self.scale = self._first_scale = rule.gamma(self.initial_loss, self.num_classes)
+        return True
+
+    def _measure_scale_again(self) -> None:
+        measured = self._recent_loss if self.measure_loss is None else self.measure_loss()
+        assert measured is not None
+        assert self.num_classes is not None
+        if math.isfinite(loss := float(measured)):
+            self.scale = self.schedule.scale.gamma(loss, self.num_classes, first=self._first_scale)
+
+    # ---- the optimizer's side
+
+    def _attach(self) -> None:
+        self._hook: Any = self.optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._held or self._is_initialisation() or self._is_skipped():
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None or not self.schedule.needs_loss or self._window.calls:
+            self._advance()
+            return None
+        first = True
+
+        def observing() -> Any:
+            nonlocal first
+            loss = closure()
+            if first:  # a line search may call the closure again; the step has one rate
+                first = False
+                if self._window.calls == 0:
+                    self.observe(loss)
+                self._advance()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": observing}
+        return (args[0], observing, *args[2:]), kwargs
+
+    def _advance(self) -> None:
+        loss = self.close_window()
+        if loss is not None:
+            self.tick(*self.ask(loss))
+
+    def _is_initialisation(self) -> bool:
+        """True in the empty step at rate zero by which torch.distributed.checkpoint creates optimizer state."""
+        if self._window.calls or self.groups.reference == 0:
+            return False
+        ours = not isinstance(self._last_rate, Tensor) and self._last_rate == 0
+        return not ours and self.groups.all_zero()
+
+    def _is_skipped(self) -> bool:
+        """True if a fused optimizer under GradScaler will skip this step on the device (read once, as torch does)."""
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if found_inf is None or not float(found_inf):
+            return False
+        self._window.close()
+        return True
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-exact resume needs, the schedule's weights included: numbers, strings, and tensors."""
+        recent = self._recent_loss
+        state = {
+            "schema": 1,
+            "schedule": type(self.schedule).__name__,
+            "config": self.schedule.config(),
+            "weights": dict(self.schedule.state_dict()),
+            "state": self.state,
+            "steps": self.steps,
+            "initial_loss": self.initial_loss,
+            "num_classes": self.num_classes,
+            "scale": self.scale,
+            "first_scale": self._first_scale,
+            "recent_loss": None if recent is None else float(recent),
+            "last_rate": None if self._last_rate is None else float(self._last_rate),
+            "bases": self.groups.bases,
+            "window": self._window.state_dict(),
+        }
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`, before or after the optimizer has loaded its own.
+
+        Raises:
+            ValueError: if a key is missing (named), the schema is unknown, or the state belongs to another schedule.
+        """
+        expected = self.state_dict()
+        missing = expected.keys() - state_dict.keys()
+        if missing:
+            raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}; it is no LearnedLR state, or an older one.")
+        # The state of a closed form is a step, which goes on under another horizon; weights fit one configuration.
+        for key in ("schema", "schedule") if self.schedule.relative else ("schema", "schedule", "config"):
+            if state_dict[key] != expected[key]:
+                raise ValueError(
+                    f"state_dict has {key} {state_dict[key]!r}, this LearnedLR has {expected[key]!r}; "
+                    "construct it with the schedule that was saved."
+                )
+        state = copy.deepcopy(state_dict)
+        self.schedule.load_state_dict(state["weights"])
+        self.schedule.weights_changed()
+        self.state = _to_device(state["state"], self._device)
+        self.steps = state["steps"]
+        self.initial_loss, self.num_classes = state["initial_loss"], state["num_classes"]
+        self.scale, self._first_scale = state["scale"], state["first_scale"]
+        self._recent_loss, self._last_rate = state["recent_loss"], state["last_rate"]
+        self.groups.set_bases(state["bases"])
+        self._window.load_state_dict(state["window"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hook": self._hook is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._hook:
+            self._attach()
+
+    def __repr__(self) -> str:
+        rate = "no step yet" if self._last_rate is None else f"rate {float(self._last_rate):.3g}"
+        return f"LearnedLR({type(self.optimizer).__name__}, {type(self.schedule).__name__}, {self.steps} steps, {rate})"
+
+
+def _attached(optimizer: Optimizer) -> Iterator[LearnedLR]:
+    """The LearnedLR objects among the owners of an optimizer's step hooks."""
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, LearnedLR):
+            yield owner
+
+
+def _to_device(state: State, device: torch.device) -> State:
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, tuple | list):
+        return tuple(_to_device(part, device) for part in state)
+    return state

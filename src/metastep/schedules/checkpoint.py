@@ -1,0 +1,149 @@
+"""Schedules on disk: safetensors with their configuration and a checksum; no file is ever unpickled into code."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from metastep.files import write_atomically
+from metastep.schedules.annealing import Cosine, OneCycle, WarmRestarts, WarmupStableDecay
+from metastep.schedules.base import Schedule
+from metastep.schedules.closed_form import Constant, Exponential, MultiStep, Staircase
+from metastep.schedules.mlrsnet import GateLayout, MLRSNet
+from metastep.schedules.phased import FixedOutput, Phased
+from metastep.schedules.published import read_published
+
+_FORMAT, _SCHEMA = "metastep.schedule", "1"
+
+
+class ScheduleFileError(ValueError):
+    """A file that holds no readable schedule: what was found in it and what can be done."""
+
+
+def _phased(config: dict[str, Any]) -> Phased:
+    members = [build_schedule(member["class"], member["config"]) for member in config["schedules"]]
+    return Phased(members, boundaries=config["boundaries"])
+
+
+_CLOSED_FORMS = (Constant, MultiStep, Exponential, Staircase, Cosine, WarmRestarts, OneCycle, WarmupStableDecay)
+
+#: Every schedule that can be read from a file, and how its configuration makes one.
+_BUILDERS: dict[str, Callable[[dict[str, Any]], Schedule]] = {
+    "MLRSNet": MLRSNet.from_config,
+    "FixedOutput": FixedOutput.from_config,
+    "Phased": _phased,
+    **{form.__name__: lambda config, form=form: form(**config) for form in _CLOSED_FORMS},  # type: ignore[misc]
+}
+
+
+def build_schedule(name: str, config: dict[str, Any]) -> Schedule:
+    """Make a schedule from its class name and ``config()``, with fresh weights.
+
+    Raises:
+        ScheduleFileError: for an unknown class or a configuration that it refuses.
+    """
+    if name not in _BUILDERS:
+        raise ScheduleFileError(f"schedule class {name!r} is unknown; known: {', '.join(_BUILDERS)}.")
+    try:
+        return _BUILDERS[name](config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ScheduleFileError(f"{name} refuses the configuration {config}: {error}") from error
+
+
+def save_schedule(schedule: Schedule, path: str | Path) -> None:
+    """Write a schedule, its configuration and scale rule included, to a safetensors file.
+
+    The file is replaced as a whole or not at all; it has the checksum of its tensors.
+
+    Args:
+        schedule: any metastep schedule.
+        path: the file; ``.safetensors`` by custom.
+
+    Raises:
+        TypeError: for something that is no metastep schedule.
+        OSError: if it cannot be written; an older file is then untouched.
+
+    Example:
+        >>> save_schedule(MLRSNet(hidden_size=8), tmp_path / "small.safetensors")
+        >>> load_schedule(tmp_path / "small.safetensors").hidden_size
+        8
+    """
+    if type(schedule).__name__ not in _BUILDERS:
+        raise TypeError(f"schedule must be one of {', '.join(_BUILDERS)}, got {type(schedule).__name__}.")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in schedule.state_dict().items()}
+    metadata = {
+        "format": _FORMAT,
+        "schema": _SCHEMA,
+        "class": type(schedule).__name__,
+        "config": json.dumps(schedule.config()),
+        "sha256": _checksum(tensors),
+    }
+    write_atomically(Path(path), safetensors.torch.save(tensors, metadata=metadata))
+
+
+def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = None) -> Schedule:
+    """Read a schedule from our safetensors file, or a published ``.pth`` snapshot; told apart by content.
+
+    Args:
+        path_or_name: the file.
+        gate_layout: for published snapshots only, whose files do not say it: default ``"ifgo"``, with which their
+            authors used them.
+
+    Returns:
+        The schedule, on the CPU, whichever device wrote it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ScheduleFileError: if it is broken, of another kind, or could be read only by running code inside it.
+    """
+    path = Path(path_or_name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no schedule file {str(path_or_name)!r}; give the path of a .safetensors or .pth file.")
+    data = path.read_bytes()
+    if data[8:9] == b"{":
+        if gate_layout is not None:
+            raise ScheduleFileError(f"{path}: gate_layout is stored in the file; leave the argument out.")
+        return _read(path, data)
+    try:
+        return read_published(data, gate_layout or "ifgo")
+    except ValueError as error:
+        raise ScheduleFileError(f"{path}: {error}") from error
+
+
+def _read(path: Path, data: bytes) -> Schedule:
+    try:
+        tensors = safetensors.torch.load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ScheduleFileError(f"{path}: broken or truncated safetensors file ({error}).") from error
+    if metadata.get("format") != _FORMAT or metadata.get("schema") != _SCHEMA:
+        raise ScheduleFileError(
+            f"{path}: not a metastep schedule of schema {_SCHEMA}; its metadata says "
+            f"format {metadata.get('format')!r}, schema {metadata.get('schema')!r}."
+        )
+    if metadata.get("sha256") != _checksum(tensors):
+        raise ScheduleFileError(f"{path}: the checksum of the weights does not agree; the file is damaged.")
+    try:
+        schedule = build_schedule(metadata["class"], json.loads(metadata["config"]))
+        if tensors:
+            schedule.to(next(iter(tensors.values())).dtype)
+        schedule.load_state_dict(tensors)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ScheduleFileError(f"{path}: {error}") from error
+    return schedule
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(cast(Any, tensor.flatten().view(torch.uint8)).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""The arithmetic of MLR-SNet for one float loss on the CPU, in as few numpy calls as possible.
+
+A query of 11,776 weights is all call overhead: eager torch spends most of it on some 25 small operators. Here the two
+bottlenecks of a layer become one matrix, their gates another, biases become a column, and
+sigmoid(z) = tanh(z / 2) / 2 + 1/2 makes one tanh do for all four gates (the inner 1/2 is folded into the matrix).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from metastep.schedules.mlrsnet import Cell, MLRSNet
+
+Array = npt.NDArray[np.floating]
+
+
+class PackedCells:
+    """The weights of an :class:`MLRSNet`, rearranged; call it with a loss and a state."""
+
+    def __init__(self, net: MLRSNet) -> None:
+        self._parameters = list(net.parameters())
+        self._versions = [parameter._version for parameter in self._parameters]
+        self._layers = [_PackedCell(cell, net) for cell in net.cells]  # type: ignore[arg-type]
+        self._output: Array = net.output.weight.detach()[0].numpy().copy()
+        self._output_bias = net.output.bias.item()
+
+    @staticmethod
+    def can_pack(weight: Tensor) -> bool:
+        """True for float32 and float64 weights on the CPU."""
+        return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+
+    def is_stale(self) -> bool:
+        """True once a parameter was written in place."""
+        return [parameter._version for parameter in self._parameters] != self._versions
+
+    def __call__(self, loss: float, state: Tensor) -> tuple[float, Tensor]:
+        """Return the logit of alpha and the next state (num_layers, 2, H)."""
+        old: Array = state.numpy()
+        new: Array = np.empty_like(old)
+        below: float | Array = loss
+        for layer, cell in enumerate(self._layers):
+            below = cell(below, old[layer], new[layer])
+        return float(self._output.dot(below)) + self._output_bias, torch.from_numpy(new)
+
+
+class _PackedCell:
+    """One cell. Shapes, for H hidden units, bottleneck B, and I inputs (1 in the first layer, H above it):
+
+    ``into`` (2B + 1, H + I + 1) maps the source (h, x, 1) to both bottlenecks and a constant 1; ``gates`` (4H, 2B + 1)
+    maps those to z / 2 of the gates i, f, o and to z of g. The buffers are scratch: no value in them outlives a call.
+    """
+
+    @torch.no_grad()
+    def __init__(self, cell: Cell, net: MLRSNet) -> None:
+        hidden, bottleneck = net.hidden_size, net.bottleneck
+        into = net.output.weight.new_zeros(2 * bottleneck + 1, hidden + cell.input_bottleneck.in_features + 1)
+        into[:bottleneck, hidden:-1] = cell.input_bottleneck.weight
+        into[:bottleneck, -1] = cell.input_bottleneck.bias
+        into[bottleneck:-1, :hidden] = cell.hidden_bottleneck.weight
+        into[bottleneck:-1, -1] = cell.hidden_bottleneck.bias
+        into[-1, -1] = 1
+
+        bias = cell.input_gates.bias + cell.hidden_gates.bias
+        blocks = torch.cat((cell.input_gates.weight, cell.hidden_gates.weight, bias[:, None]), dim=1).chunk(4)
+        z_input, z_forget, z_output, z_new = (blocks[place] for place in net.gate_order)
+        gates = torch.cat((z_input / 2, z_forget / 2, z_output / 2, z_new))
+        gates[hidden : 2 * hidden, -1] += net.forget_shift / 2
+
+        self._into: Array = into.numpy()
+        self._gates: Array = gates.numpy()
+        self._half = self._into.dtype.type(0.5)
+        source = np.ones(into.shape[1], self._into.dtype)
+        self._source, self._source_hidden, self._source_input = source, source[:hidden], source[hidden:-1]
+        self._bottleneck = np.empty(2 * bottleneck + 1, source.dtype)
+        z = np.empty(4 * hidden, source.dtype)
+        self._z, self._sigmoids = z, z[: 3 * hidden]
+        self._input, self._forget, self._exit, self._new = z.reshape(4, hidden)
+
+    def __call__(self, x: float | Array, old: Array, new: Array) -> Array:
+        """Fill ``new`` (2, H) from the state ``old`` (2, H) and the input; return the new h."""
+        hidden, memory = new
+        self._source_hidden[:] = old[0]
+        self._source_input[:] = x
+        np.dot(self._into, self._source, out=self._bottleneck)
+        np.maximum(self._bottleneck, 0, out=self._bottleneck)
+        np.dot(self._gates, self._bottleneck, out=self._z)
+        np.tanh(self._z, out=self._z)
+        sigmoids = self._sigmoids
+        sigmoids *= self._half
+        sigmoids += self._half
+        np.multiply(self._forget, old[1], out=memory)
+        np.multiply(self._input, self._new, out=hidden)
+        memory += hidden
+        np.tanh(memory, out=hidden)
+        hidden *= self._exit
+        return hidden

@@ -1,0 +1,166 @@
+"""Several schedules for consecutive parts of one run, and the staircase that they have to beat."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from metastep.schedules.base import Loss, Rate, Schedule, State
+from metastep.schedules.scale import ScaleRule
+
+
+class FixedOutput(Schedule):
+    """The control for a learned schedule: the same output in (0, 1) whatever the loss, under the same scale rule.
+
+    Args:
+        alpha: the output, in (0, 1).
+        scale: how :class:`metastep.LearnedLR` turns alpha into a rate.
+
+    The state is passed on untouched, whatever it is.
+
+    Raises:
+        ValueError: if alpha is not in (0, 1).
+    """
+
+    relative: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = True
+
+    def __init__(self, alpha: float, scale: ScaleRule | None = None) -> None:
+        super().__init__()
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha must be in (0, 1), got {alpha}; the scale rule makes it a rate.")
+        self.alpha = float(alpha)
+        self.scale = ScaleRule() if scale is None else scale
+
+    def init_state(self) -> None:
+        """Nothing to remember."""
+
+    def forward(self, loss: Loss, state: State) -> tuple[float, State]:
+        """Return alpha and the same state."""
+        return self.alpha, state
+
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments, of JSON types."""
+        return {"alpha": self.alpha, "scale": self.scale.config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "FixedOutput":
+        """The schedule of this configuration."""
+        return cls(config["alpha"], ScaleRule(**config["scale"]))
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
+        return f"alpha={self.alpha}, scale={self.scale}"
+
+
+class Phased(Schedule):
+    """Snapshots of a learned schedule, one after another over a run: the published transfer to a new task.
+
+    Each snapshot drives an equal share of the run; at a switch the recurrent state is kept and the scale of the rate is
+    measured again (:class:`metastep.LearnedLR`, ``measure_loss``).
+
+    Args:
+        schedules: the snapshots in order; all learned, of one kind, size and scale rule.
+        total_steps: optimizer steps of the run; shares are T // n steps each and the last takes the rest.
+        boundaries: instead: the steps at which the next snapshot takes over, strictly increasing, each >= 1.
+
+    The state is (steps done, state of the running snapshot). Beyond the horizon the last snapshot goes on.
+
+    Raises:
+        ValueError: for no schedules, unlike ones, or boundaries that do not fit.
+
+    Source: arXiv 2007.14546 (three snapshots, of the first, the middle and the last epoch of meta-training).
+    """
+
+    relative: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        schedules: Sequence[Schedule],
+        total_steps: int | None = None,
+        boundaries: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not schedules:
+            raise ValueError("schedules must hold at least one schedule, got none.")
+        first = schedules[0]
+        if first.relative or any(s.config() != first.config() for s in schedules if not isinstance(s, FixedOutput)):
+            raise ValueError(
+                "schedules must be learned ones of equal kind, size and scale rule, got "
+                f"{[type(s).__name__ for s in schedules]}; their recurrent state is handed on at each switch."
+            )
+        if total_steps is not None and total_steps < len(schedules):
+            raise ValueError(f"total_steps must be >= {len(schedules)}, one step a schedule, got {total_steps}.")
+        if boundaries is None and total_steps is not None:
+            boundaries = [total_steps // len(schedules) * k for k in range(1, len(schedules))]
+        if boundaries is not None and (
+            len(boundaries) != len(schedules) - 1
+            or any(b < 1 for b in boundaries)
+            or any(a >= b for a, b in pairwise(boundaries))
+        ):
+            raise ValueError(
+                f"boundaries must be {len(schedules) - 1} increasing steps >= 1 for {len(schedules)} schedules, "
+                f"got {list(boundaries)}."
+            )
+        self.schedules = nn.ModuleList(schedules)
+        self.boundaries = None if boundaries is None else tuple(boundaries)
+        self.scale: ScaleRule = first.scale  # type: ignore[assignment]
+
+    def init_state(self) -> tuple[int, State]:
+        """Step 0 and the first snapshot's initial state."""
+        return 0, self._member(0).init_state()
+
+    def forward(self, loss: Loss, state: State) -> tuple[Rate, State]:
+        """Ask the snapshot of this phase."""
+        step, inner = state
+        alpha, inner = self._running(step)(loss, inner)
+        return alpha, (step + 1, inner)
+
+    def query(self, loss: float, state: State) -> tuple[float, State]:
+        """Ask the snapshot of this phase the fast way."""
+        step, inner = state
+        alpha, inner = self._running(step).query(loss, inner)
+        return alpha, (step + 1, inner)
+
+    def remeasures(self, step: int) -> bool:
+        """True at the first step of each phase but the first."""
+        return self.boundaries is not None and step in self.boundaries
+
+    def with_total_steps(self, total_steps: int) -> Self:
+        """These snapshots (the same modules) over ``total_steps``; itself if the boundaries are known already."""
+        if self.boundaries is not None:
+            return self
+        return type(self)(list(self.schedules), total_steps=total_steps)  # type: ignore[arg-type]
+
+    def staircase(self, loss: float = 1.0, queries: int = 200) -> "Phased":
+        """The control: each snapshot replaced by the output at which it settles when fed a constant loss."""
+        heights = []
+        for schedule in self.schedules:
+            assert isinstance(schedule, Schedule)
+            state = schedule.init_state()
+            for _ in range(queries):
+                alpha, state = schedule.query(loss, state)
+            heights.append(FixedOutput(alpha, self.scale))
+        return Phased(heights, boundaries=self.boundaries)
+
+    def _member(self, phase: int) -> Schedule:
+        schedule = self.schedules[phase]
+        assert isinstance(schedule, Schedule)
+        return schedule
+
+    def _running(self, step: int) -> Schedule:
+        if self.boundaries is None:
+            raise RuntimeError(
+                "this schedule of several phases has no horizon; pass total_steps to LearnedLR, or to Phased."
+            )
+        return self._member(bisect_right(self.boundaries, step))
+
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments, of JSON types, with those of every member."""
+        members = [{"class": type(s).__name__, "config": s.config()} for s in self.schedules]  # type: ignore[operator]
+        return {"schedules": members, "boundaries": None if self.boundaries is None else list(self.boundaries)}
+
+

@@ -1,0 +1,105 @@
+"""The losses observed between two optimizer steps, averaged without holding on to a graph."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LossWindow:
+    """Averages the finite losses of one window; counts the others.
+
+    Python floats and CPU tensors are summed on the host. Tensors on an accelerator are summed there, in place, so that
+    observing one neither waits for the device nor breaks the capture of a CUDA graph.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0  # in the open window
+        self._sum, self._count, self._ignored = 0.0, 0, 0
+        self._last = math.nan  # mean of the last window that had a finite loss
+        self._device: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # sum, count, ignored, last: 0-d float32
+        self._device_in_use = False  # in the open window
+
+    def add(self, loss: float | Tensor) -> None:
+        """Observe one loss.
+
+        Raises:
+            TypeError: if it is no real number or floating-point tensor.
+            ValueError: if it has more than one element.
+        """
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(
+                    f"loss must have one element, got shape {tuple(loss.shape)}; observe its mean: loss.mean()."
+                )
+            if not loss.is_floating_point():
+                raise TypeError(f"loss must be a floating-point tensor, got {loss.dtype}.")
+            if loss.device.type != "cpu":
+                self._add_on_device(loss.detach())
+                return
+            loss = loss.item()
+        elif isinstance(loss, bool) or not hasattr(loss, "__float__"):
+            raise TypeError(f"loss must be a float or a one-element tensor, got {type(loss).__name__}.")
+        self.calls += 1
+        value = float(loss)
+        if math.isfinite(value):
+            self._sum += value
+            self._count += 1
+        else:
+            self._ignored += 1
+
+    def _add_on_device(self, loss: Tensor) -> None:
+        loss = loss.reshape(()).float()
+        if self._device is None or self._device[0].device != loss.device:
+            self._ignored = self.ignored
+            zero = torch.zeros((), device=loss.device)
+            self._device = (zero, zero.clone(), zero.clone(), torch.full_like(zero, self._last))
+        total, count, ignored, _ = self._device
+        finite = loss.isfinite()
+        total += torch.where(finite, loss, 0.0)
+        count += finite
+        ignored += ~finite
+        self.calls += 1
+        self._device_in_use = True
+
+    def close(self) -> float | Tensor:
+        """Return the mean of the window and start the next one.
+
+        A window without a finite loss repeats the mean before it; NaN if there was none. The mean is a float, or a 0-d
+        float32 tensor on an accelerator if a loss of this window was there.
+        """
+        mean: float | Tensor
+        if self._device_in_use and self._device is not None:
+            total, count, _, last = self._device
+            total += self._sum
+            count += self._count
+            last.copy_(torch.where(count > 0, total / count.clamp(min=1), last))
+            mean = last.clone()
+            total.zero_()
+            count.zero_()
+        else:
+            if self._count:
+                self._last = self._sum / self._count
+            mean = self._last
+        self.calls, self._sum, self._count, self._device_in_use = 0, 0.0, 0, False
+        return mean
+
+    @property
+    def ignored(self) -> int:
+        """Non-finite losses so far (reads the device, if there is one)."""
+        return self._ignored + (int(self._device[2].item()) if self._device is not None else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers; reads the device, if there is one."""
+        state = {"calls": self.calls, "sum": self._sum, "count": self._count, "last": self._last}
+        if self._device is not None:
+            total, count, _, last = (value.item() for value in self._device)
+            state = {**state, "sum": self._sum + total, "count": self._count + int(count), "last": last}
+        return {**state, "ignored": self.ignored}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue an open window; what was on a device goes on from the host."""
+        self.calls, self._sum, self._count = int(state["calls"]), float(state["sum"]), int(state["count"])
+        self._ignored, self._last = int(state["ignored"]), float(state["last"])
+        self._device, self._device_in_use = None, False
