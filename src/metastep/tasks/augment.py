@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import pad
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, *, padding: int) -> Tensor:
@@ -20,7 +20,7 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, *, padding: in
         (batch, channels, H, W), a new tensor.
     """
     height, width = images.shape[-2:]
-    padded = F.pad(images, (padding,) * 4)
+    padded = pad(images, (padding,) * 4)
     # A view of all windows: (batch, channels, dy, dx, H, W); one index picks each image's own.
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     rows = torch.arange(len(images), device=images.device)

@@ -164,12 +164,19 @@ class ImageBatches(Batches):
         self.epoch = 0
         self._position = 0  # of the next batch in the epoch
         self._batch_size = batch_size
-        self._settings = {"split": split, "examples": len(chosen.rows), "batch_size": batch_size}
+        self._settings = {
+            "split": split,
+            "examples": len(chosen.rows),
+            "batch_size": batch_size,
+            "augment": augment,
+        }
         self._images = chosen.store.on(device)  # (N, C, H, W) uint8
         self._split_rows, self._split_labels = chosen.rows, chosen.labels
         self._device = device
         self._shuffle = shuffle
         self._padding = data.padding if augment else None
+        # Convolutions on a CPU are about a third faster on this layout, whatever that of the weights.
+        self._layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         shape = (len(data.mean), 1, 1)
         self._mean = torch.tensor(data.mean, device=device).view(shape)
         self._scale = 1 / torch.tensor(data.std, device=device).view(shape)
@@ -197,7 +204,8 @@ class ImageBatches(Batches):
         images = self._images[self._rows[part]]
         if self._padding is not None:
             images = crop_and_flip(images, self._offsets[part], self._flips[part], padding=self._padding)
-        return Batch(images.float().sub_(self._mean).mul_(self._scale), self._labels[part])
+        pixels = images.to(torch.float32, memory_format=self._layout)
+        return Batch(pixels.sub_(self._mean).mul_(self._scale), self._labels[part])
 
     def state_dict(self) -> dict[str, Any]:
         """Give settings, epoch, position, and the generator as it was when the epoch began."""

@@ -55,9 +55,7 @@ def size_to_train(left: int, train_size: int | None) -> int:
         ValueError: If nothing is left, or `train_size` is not in 1..left.
     """
     if left < 1:
-        raise ValueError(
-            "inner_valid + outer_valid must leave something to train on, got all; hold out less."
-        )
+        raise ValueError("inner_valid + outer_valid must leave examples to train on, got all; hold out less.")
     if train_size is not None and not 1 <= train_size <= left:
         raise ValueError(f"train_size must be in 1..{left}, got {train_size}; use None for all {left}.")
     return left if train_size is None else train_size

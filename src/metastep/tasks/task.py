@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import cross_entropy
 
 from metastep.tasks.batches import Batch, Batches
 from metastep.tasks.data import Data
@@ -223,4 +223,4 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+    return cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)

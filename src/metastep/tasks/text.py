@@ -36,18 +36,26 @@ class TextData(Data):
         return {name: len(tokens) for name, tokens in self.tokens_by_split.items()}
 
     def steps_per_epoch(self, split: str, batch_size: int) -> int:
-        """Give the number of chunks of one pass, the last one possibly shorter.
+        """Give the number of chunks of one pass, the last one possibly shorter."""
+        return -(-(self.stretches(split, batch_size).shape[1] - 1) // self.chunk)
+
+    def stretches(self, split: str, batch_size: int) -> Tensor:
+        """Cut a split into `batch_size` stretches of equal length, a remainder dropped.
+
+        Returns:
+            (batch_size, length) int64.
 
         Raises:
-            ValueError: If the split is too short for that many parallel stretches.
+            ValueError: If a stretch would have no token to predict.
         """
-        length = len(self.tokens_by_split[split]) // batch_size
+        tokens = self.tokens_by_split[split]
+        length = len(tokens) // batch_size
         if length < 2:
             raise ValueError(
-                f"batch_size must be <= {len(self.tokens_by_split[split]) // 2} for the "
-                f"{len(self.tokens_by_split[split])} tokens of {split}, got {batch_size}."
+                f"batch_size must be <= {len(tokens) // 2} for the {len(tokens)} tokens of {split}, "
+                f"got {batch_size}."
             )
-        return -(-(length - 1) // self.chunk)
+        return tokens[: batch_size * length].view(batch_size, length)
 
     def stream(
         self, split: str, *, batch_size: int, seed: int, device: torch.device, augment: bool, shuffle: bool
@@ -59,19 +67,17 @@ class TextData(Data):
 class TextBatches(Batches):
     """Contiguous chunks of several stretches of a text read side by side, over and over.
 
-    The text is cut into `batch_size` stretches of equal length (a remainder is dropped), and chunk k holds
-    tokens k*chunk .. (k+1)*chunk - 1 of each, with the tokens one further as targets. The state that a recurrent
-    network leaves after a chunk enters the next one; at the end of the text it is forgotten.
+    Chunk k holds tokens k*chunk .. (k+1)*chunk - 1 of each stretch, with the tokens one further as targets.
+    The state that a recurrent network leaves after a chunk enters the next one; at the end of the text it is
+    forgotten.
     """
 
     def __init__(self, data: TextData, split: str, *, batch_size: int, device: torch.device) -> None:
-        tokens = data.tokens_by_split[split]
         self.epoch = 0
         self._position = 0  # of the next chunk's first token
         self._chunk = data.chunk
-        self._settings = {"split": split, "tokens": len(tokens), "batch_size": batch_size}
-        length = len(tokens) // batch_size
-        self._stretches = tokens[: batch_size * length].view(batch_size, length).to(device)
+        self._settings = {"split": split, "tokens": data.sizes[split], "batch_size": batch_size}
+        self._stretches = data.stretches(split, batch_size).to(device)
         self._device = device
         self._recurrent = data.recurrent
         self._carry = Carry()  # of the batch given last

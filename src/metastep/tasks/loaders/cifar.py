@@ -44,8 +44,8 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode({"latin1": "latin1", "latin-1": "latin1"}[encoding])
 
 
-# All that a pickled dictionary of bytes, lists and uint8 arrays refers to, under old and new names. Nothing that a
-# file names is imported or called: each name has a stand-in here.
+# All that a pickled dictionary of bytes, lists and uint8 arrays refers to, under old and new names. Nothing
+# that a file names is imported or called: each name has a stand-in here.
 _STAND_INS: Final[dict[tuple[str, str], Callable[..., object]]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,

@@ -21,8 +21,8 @@ def read_parquet(
         label_columns: Names of the label column; the first that is there counts.
 
     Raises:
-        ValueError: If a shard is missing, or the columns are not there: `img` or `image` with the encoded bytes
-            (a struct with a field `bytes`, or binary) and an integer label.
+        ValueError: If a shard is missing, or a column is: `img` or `image` with the encoded bytes (a struct
+            with a field `bytes`, or binary), and an integer label.
     """
     _check_complete(files)
     pa = optional_module("pyarrow")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import pad, relu
 
 
 class SubsampleAndPad(nn.Module):
@@ -15,7 +15,7 @@ class SubsampleAndPad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, C, H, W) to (batch, C + new, H/2, W/2)."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
+        return pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
 
 
 class BasicBlock(nn.Module):
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, H, W) to (batch, out, H/stride, W/stride)."""
-        return F.relu(self.residual(x) + self.shortcut(x))
+        return relu(self.residual(x) + self.shortcut(x))
 
 
 def resnet(num_classes: int, *, widths: Sequence[int], blocks: int, projection: bool) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 class Attention(nn.Module):
@@ -19,7 +19,7 @@ class Attention(nn.Module):
         batch, time, width = x.shape
         split = self.project_in(x).view(batch, time, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (batch, heads, time, width / heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
         out: Tensor = self.project_out(mixed.transpose(1, 2).reshape(batch, time, width))
         return out
 
@@ -72,4 +72,4 @@ class TransformerLanguageModel(nn.Module):
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         hidden = self.norm(self.blocks(self.embedding(tokens) + self.position(positions)))
-        return F.linear(hidden, self.embedding.weight)
+        return linear(hidden, self.embedding.weight)

@@ -1,0 +1,38 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metastep.tasks.augment import crop_and_flip
+
+
+def one_by_one(images, offsets, flips, padding):
+    """Pixel by pixel, as the definition says."""
+    out = torch.zeros_like(images)
+    batch, channels, height, width = images.shape
+    for i in range(batch):
+        for c in range(channels):
+            for y in range(height):
+                for x in range(width):
+                    from_y = y + int(offsets[i, 0]) - padding
+                    from_x = (width - 1 - x if flips[i] else x) + int(offsets[i, 1]) - padding
+                    if 0 <= from_y < height and 0 <= from_x < width:
+                        out[i, c, y, x] = images[i, c, from_y, from_x]
+    return out
+
+
+@given(
+    seed=st.integers(0, 2**32), padding=st.integers(0, 3), height=st.integers(1, 5), width=st.integers(1, 5)
+)
+def test_crop_and_flip_is_its_definition_pixel_by_pixel(seed, padding, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(1, 256, (4, 2, height, width), generator=generator, dtype=torch.uint8)
+    offsets = torch.randint(2 * padding + 1, (4, 2), generator=generator)
+    flips = torch.randint(2, (4,), generator=generator, dtype=torch.bool)
+    expected = one_by_one(images, offsets, flips, padding)
+    assert torch.equal(crop_and_flip(images, offsets, flips, padding=padding), expected)
+
+
+def test_the_middle_crop_unflipped_is_the_image():
+    images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    offsets, flips = torch.full((3, 2), 4), torch.zeros(3, dtype=torch.bool)
+    assert torch.equal(crop_and_flip(images, offsets, flips, padding=4), images)
