@@ -20,9 +20,7 @@ def one_by_one(images, offsets, flips, padding):
     return out
 
 
-@given(
-    seed=st.integers(0, 2**32), padding=st.integers(0, 3), height=st.integers(1, 5), width=st.integers(1, 5)
-)
+@given(seed=st.integers(0, 2**32), padding=st.integers(0, 3), height=st.integers(1, 5), width=st.integers(1, 5))
 def test_crop_and_flip_is_its_definition_pixel_by_pixel(seed, padding, height, width):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(1, 256, (4, 2, height, width), generator=generator, dtype=torch.uint8)

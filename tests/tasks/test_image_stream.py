@@ -15,9 +15,7 @@ N = 23
 def data():
     """23 small images, all different, with augmentation."""
     generator = torch.Generator().manual_seed(0)
-    store = ImageStore(
-        torch.randint(256, (N, 2, 6, 5), generator=generator, dtype=torch.uint8), torch.arange(N) % 3
-    )
+    store = ImageStore(torch.randint(256, (N, 2, 6, 5), generator=generator, dtype=torch.uint8), torch.arange(N) % 3)
     split = ImageSplit(store, torch.arange(N), store.labels)
     return ImageData(
         splits_by_name={"train": split, "outer_valid": split},
@@ -31,9 +29,7 @@ def data():
 
 def stream_of(data, *, seed=0, batch_size=5, augment=True, shuffle=True, split="train"):
     device = torch.device("cpu")
-    return data.stream(
-        split, batch_size=batch_size, seed=seed, device=device, augment=augment, shuffle=shuffle
-    )
+    return data.stream(split, batch_size=batch_size, seed=seed, device=device, augment=augment, shuffle=shuffle)
 
 
 @settings(max_examples=30, deadline=None)
@@ -93,9 +89,7 @@ def test_augmented_images_are_shifted_and_mirrored_copies_with_black_edges(data)
     for i in range(N):
         windows = {(dy, dx): padded[i, :, dy : dy + 6, dx : dx + 5] for dy in range(5) for dx in range(5)}
         found = [(*at, "as is") for at, window in windows.items() if torch.equal(seen[i], window)]
-        found += [
-            (*at, "mirrored") for at, window in windows.items() if torch.equal(seen[i], window.flip(-1))
-        ]
+        found += [(*at, "mirrored") for at, window in windows.items() if torch.equal(seen[i], window.flip(-1))]
         assert len(found) == 1
         moves.add(found[0])
     assert len(moves) > N / 2
@@ -113,9 +107,7 @@ def test_only_train_and_inner_valid_are_augmented_unless_asked(load):
         by_default = next(task.batches(split, batch_size=8, seed=3)).inputs
         asked = next(task.batches(split, batch_size=8, seed=3, augment=augmented)).inputs
         assert torch.equal(by_default, asked)
-        assert not torch.equal(
-            asked, next(task.batches(split, batch_size=8, seed=3, augment=not augmented)).inputs
-        )
+        assert not torch.equal(asked, next(task.batches(split, batch_size=8, seed=3, augment=not augmented)).inputs)
 
 
 def test_augmentation_is_refused_where_there_is_none():

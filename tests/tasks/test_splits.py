@@ -54,12 +54,8 @@ def test_the_published_protocol_trains_on_49000_images_in_383_steps(load):
 
 def test_inner_valid_is_the_same_whatever_else_is_held_out():
     task = load_task("digits/mlp")
-    assert rows(load_task("digits/mlp", outer_valid=0, train_size=100), "inner_valid") == rows(
-        task, "inner_valid"
-    )
-    assert rows(load_task("digits/mlp", outer_valid=0), "train") == rows(task, "train") | rows(
-        task, "outer_valid"
-    )
+    assert rows(load_task("digits/mlp", outer_valid=0, train_size=100), "inner_valid") == rows(task, "inner_valid")
+    assert rows(load_task("digits/mlp", outer_valid=0), "train") == rows(task, "train") | rows(task, "outer_valid")
 
 
 def test_a_smaller_training_split_is_the_balanced_beginning_of_the_whole():
@@ -91,9 +87,6 @@ def test_no_text_is_in_two_splits(load):
     assert torch.equal(
         whole,
         torch.cat(
-            [
-                load("shakespeare/lstm").data.tokens_by_split[n]
-                for n in ("train", "outer_valid", "inner_valid", "test")
-            ]
+            [load("shakespeare/lstm").data.tokens_by_split[n] for n in ("train", "outer_valid", "inner_valid", "test")]
         ),
     )

@@ -62,9 +62,7 @@ def test_a_task_can_be_sent_to_another_process(task):
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_names():
-    with pytest.raises(
-        ValueError, match="'cifar10/resnet9'; did you mean cifar10/resnet8 or cifar10/resnet18"
-    ):
+    with pytest.raises(ValueError, match="'cifar10/resnet9'; did you mean cifar10/resnet8 or cifar10/resnet18"):
         load_task("cifar10/resnet9")
     with pytest.raises(ValueError, match=r"got '%%'; the tasks are digits/mlp, digits/convnet"):
         load_task("%%")
@@ -104,9 +102,7 @@ def test_an_empty_split_is_allowed_until_it_is_asked_for():
 
 
 def test_other_bad_arguments_are_refused_by_name(task, model):
-    with pytest.raises(
-        ValueError, match=r"^split must be one of train, inner_valid, outer_valid, test, got 'valid'"
-    ):
+    with pytest.raises(ValueError, match=r"^split must be one of train, inner_valid, outer_valid, test, got 'valid'"):
         task.batches("valid")
     with pytest.raises(ValueError, match=r"^batch_size must be >= 1, got 0"):
         task.batches("train", batch_size=0)

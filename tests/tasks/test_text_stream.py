@@ -16,9 +16,7 @@ VOCABULARY = 7
 def text_data(*, length=50, chunk=4, recurrent=True):
     tokens = torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(0))
     splits = {"train": tokens, "inner_valid": tokens.flip(0), "outer_valid": tokens, "test": tokens[:0]}
-    return TextData(
-        num_classes=VOCABULARY, notes="made up", tokens_by_split=splits, chunk=chunk, recurrent=recurrent
-    )
+    return TextData(num_classes=VOCABULARY, notes="made up", tokens_by_split=splits, chunk=chunk, recurrent=recurrent)
 
 
 @pytest.fixture
@@ -126,9 +124,7 @@ def test_the_carried_state_is_resumed_bit_for_bit(task, model, tmp_path):
 
 def test_a_network_without_memory_gets_no_carry():
     batch = next(
-        text_data(recurrent=False).stream(
-            "train", batch_size=3, seed=0, device=CPU, augment=False, shuffle=True
-        )
+        text_data(recurrent=False).stream("train", batch_size=3, seed=0, device=CPU, augment=False, shuffle=True)
     )
     assert batch.carry is None
 

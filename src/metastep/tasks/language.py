@@ -6,9 +6,7 @@ from metastep.tasks.sources import Layout, find_files
 from metastep.tasks.splits import size_left, size_to_train
 from metastep.tasks.text import TextData
 
-PTB = Layout(
-    folders=("ptb", "simple-examples/data"), train=("ptb.train.txt",), test=("ptb.valid.txt", "ptb.test.txt")
-)
+PTB = Layout(folders=("ptb", "simple-examples/data"), train=("ptb.train.txt",), test=("ptb.valid.txt", "ptb.test.txt"))
 PTB_REMAINS = Layout(folders=("ptb",), train=("valid.txt",), test=("test.txt",))
 SHAKESPEARE = Layout(folders=("text",), train=("tinyshakespeare.txt",))
 SHAKESPEARE_TEST = 40_000

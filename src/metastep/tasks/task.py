@@ -62,7 +62,7 @@ class Task(Recipe):
         >>> import torch
         >>> from metastep.tasks import load_task
         >>> task = load_task("digits/mlp")
-        >>> torch.manual_seed(0) and None
+        >>> _ = torch.manual_seed(0)
         >>> model = task.make_model()
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=task.learning_rate, **task.optimizer_options)
         >>> stream = task.batches("train", seed=0)
@@ -132,9 +132,7 @@ class Task(Recipe):
         if augment is None:
             augment = self.data.augments and split in ("train", "inner_valid")
         where = torch.device(device)
-        return self.data.stream(
-            split, batch_size=batch_size, seed=seed, device=where, augment=augment, shuffle=True
-        )
+        return self.data.stream(split, batch_size=batch_size, seed=seed, device=where, augment=augment, shuffle=True)
 
     def steps_per_epoch(self, batch_size: int | None = None) -> int:
         """Give the number of steps of one pass over the training split; the last, smaller batch counts."""

@@ -52,8 +52,7 @@ class TextData(Data):
         length = len(tokens) // batch_size
         if length < 2:
             raise ValueError(
-                f"batch_size must be <= {len(tokens) // 2} for the {len(tokens)} tokens of {split}, "
-                f"got {batch_size}."
+                f"batch_size must be <= {len(tokens) // 2} for the {len(tokens)} tokens of {split}, got {batch_size}."
             )
         return tokens[: batch_size * length].view(batch_size, length)
 

@@ -121,9 +121,7 @@ CIFAR10 = ImageSet(
 CIFAR100 = ImageSet(
     title="CIFAR-100",
     formats=(
-        Format(
-            folders=("cifar-100-python",), train=("train",), test=("test",), read=read_cifar, encoded=False
-        ),
+        Format(folders=("cifar-100-python",), train=("train",), test=("test",), read=read_cifar, encoded=False),
         Format(
             folders=("cifar100",),
             train=("train-*.parquet",),

@@ -95,10 +95,16 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
     # A damaged file fails in many ways; each of these is a fault of the file.
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(
-            f"{path} must be a pickled CIFAR batch, got a file that is refused: {error}."
-        ) from error
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+    ) as error:
+        raise ValueError(f"{path} must be a pickled CIFAR batch, got a file that is refused: {error}.") from error
     if not isinstance(batch, dict):
         raise ValueError(f"{path} must hold a dictionary, got {type(batch).__name__}.")
     return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in batch.items()}

@@ -12,9 +12,7 @@ from metastep.tasks.sources import optional_module
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, C, H, W) pixels, (N,) classes
 
 
-def decode_images(
-    count: int, encoded: Callable[[int], NDArray[np.uint8]], *, channels: int
-) -> NDArray[np.uint8]:
+def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, channels: int) -> NDArray[np.uint8]:
     """Decode `count` images of one size.
 
     Args:
@@ -36,9 +34,7 @@ def decode_images(
         source = encoded(i)
         image: NDArray[np.uint8] | None = cv2.imdecode(source, flags) if source.size else None
         if image is None:
-            raise ValueError(
-                f"image {i} of {count} must be JPEG, PNG or the like, got something undecodable."
-            )
+            raise ValueError(f"image {i} of {count} must be JPEG, PNG or the like, got something undecodable.")
         return image.transpose(2, 0, 1)[::-1] if channels == 3 else image[None]  # stored blue, green, red
 
     if count == 0:

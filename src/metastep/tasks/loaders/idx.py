@@ -33,8 +33,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UNSIGNED_BYTE:
         raise ValueError(f"{path} must be an IDX file of unsigned bytes, got one that begins {data[:4]!r}.")
     header = 4 + 4 * data[3]
+    if len(data) < header:
+        raise ValueError(f"{path} must hold {data[3]} sizes in its header, got only {len(data)} bytes.")
     shape = tuple(int(size) for size in np.frombuffer(data[4:header], ">u4"))
-    if len(shape) != data[3] or len(data) - header != math.prod(shape):
+    if len(data) - header != math.prod(shape):
         raise ValueError(f"{path} must hold {shape} bytes after its header, got {len(data) - header}.")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
 

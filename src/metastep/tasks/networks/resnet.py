@@ -63,6 +63,4 @@ def resnet(num_classes: int, *, widths: Sequence[int], blocks: int, projection: 
             stride = 2 if stage > 0 and block == 0 else 1
             stages.append(BasicBlock(fan_in, width, stride=stride, projection=projection))
             fan_in = width
-    return nn.Sequential(
-        *stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, num_classes)
-    )
+    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, num_classes))
