@@ -192,6 +192,19 @@ def describe_tasks() -> dict[str, str]:
     return {name: recipe.summary for name, recipe in RECIPES.items()}
 
 
+def recipe_of(name: str) -> Recipe:
+    """Give what is known of a task before its data are read.
+
+    Raises:
+        ValueError: If the name is unknown; the message has the nearest names.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(RECIPES)}."
+        raise ValueError(f"name must be that of a task, got {name!r}; {hint}")
+    return RECIPES[name]
+
+
 def load_task(
     name: str,
     *,
@@ -223,11 +236,7 @@ def load_task(
         >>> load_task("digits/mlp", inner_valid=100).splits
         {'train': 1100, 'inner_valid': 100, 'outer_valid': 200, 'test': 397}
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(RECIPES)}."
-        raise ValueError(f"name must be that of a task, got {name!r}; {hint}")
-    recipe = RECIPES[name]
+    recipe = recipe_of(name)
     if label_noise is not None and recipe.kind == "language":
         raise ValueError(f"label_noise must be None for {name}, got {label_noise}; text has no labels.")
     request = Request(

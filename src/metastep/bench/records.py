@@ -1,0 +1,75 @@
+"""The record of a run: everything a comparison or a reader needs, as one JSON object."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from metastep.bench.config import RunConfig
+from metastep.bench.curves import read_entries
+from metastep.bench.provenance import provenance
+from metastep.files import write_atomically
+from metastep.tasks import Task
+
+SCHEMA = 1
+
+
+def make_record(
+    config: RunConfig,
+    task: Task,
+    *,
+    status: str,
+    entries: Path,
+    final: dict[str, float],
+    train_seconds: float,
+    eval_seconds: float,
+    scale: float | None,
+    learned: bool,
+) -> dict[str, Any]:
+    """Return the record of a run from its log and its last numbers; what is not finite becomes null."""
+    train = _columns(entries, "train", ("step", "seconds", "loss", "lr"))
+    quality = "perplexity" if task.text else "accuracy"
+    settings = json.loads(config.to_json())
+    return {
+        "schema": SCHEMA,
+        "task": config.task,
+        "schedule": config.schedule,
+        "label": config.schedule,
+        "seed": config.seed,
+        "optimizer": config.optimizer,
+        "lr": config.lr,
+        "batch_size": config.batch_size,
+        "total_steps": config.total_steps,
+        "status": status,
+        "train": train,
+        "valid": _columns(entries, "valid", ("step", "seconds", "loss", quality)),
+        "meta": _columns(entries, "meta", ("step", "seconds", "loss")),
+        "final": {name: _finite(value) for name, value in final.items()},
+        "train_seconds": train_seconds,
+        "eval_seconds": eval_seconds,
+        "peak_rate": max((rate for rate in train["lr"] if rate is not None), default=None),
+        "scale": scale,
+        "learned": learned,
+        "settings": {**settings, "data": task.notes, "splits": dict(task.splits)},
+        **provenance(config.device),
+    }
+
+
+def write_record(record: dict[str, Any], path: Path) -> None:
+    """Write one record as a whole."""
+    write_atomically(path, json.dumps(record, allow_nan=False) + "\n")
+
+
+def write_records(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write records as JSON lines."""
+    write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
+def _columns(path: Path, split: str, names: tuple[str, ...]) -> dict[str, list[Any]]:
+    entries = [entry for entry in read_entries(path) if entry["split"] == split]
+    return {name: [entry.get(name) for entry in entries] for name in names}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

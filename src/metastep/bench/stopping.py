@@ -1,0 +1,38 @@
+"""Stopping cleanly: a signal is noted, and obeyed after the current step."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """Within ``with``, the first SIGINT or SIGTERM is only noted; a second one of the kind does what it did before.
+
+    Outside the main thread, where Python delivers no signals, nothing is ever noted.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, as shells have it; 0 after SIGTERM, which asks for a clean end and got one."""
+        return 0 if self.received == signal.SIGTERM else 130
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._before[number])

@@ -1,0 +1,116 @@
+"""``metastep inspect``: what a schedule file holds, and what rates it would set."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from metastep.cli import options as o
+from metastep.cli.display import output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metastep.schedules import Schedule
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A schedule: ours, or a published .pth.")],
+    steps: Annotated[int, typer.Option(help="Steps to show.")] = 300,
+    num_classes: Annotated[int, typer.Option(help="Classes of the task that the losses stand for.")] = 10,
+    gate_layout: Annotated[
+        str | None, typer.Option(help="For published .pth files: ifgo (default) or ifog_shifted.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG to draw; default: beside the file, or here if that fails.")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Show a schedule's configuration and the rate it would set for a falling, a rising and a flat loss."""
+    from metastep.schedules import load_schedule
+
+    if steps < 2:
+        raise ValueError(f"steps must be >= 2, got {steps}.")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be >= 2, got {num_classes}.")
+    schedule = load_schedule(file, gate_layout).with_total_steps(steps)  # type: ignore[arg-type]
+    start = math.log(num_classes)
+    losses = {
+        "falling": [start * (1 - 0.95 * step / (steps - 1)) for step in range(steps)],
+        "rising": [start * (0.05 + 0.95 * step / (steps - 1)) for step in range(steps)],
+        "flat": [start / 2] * steps,
+    }
+    rates = {name: _rates(schedule, values, num_classes, start) for name, values in losses.items()}
+    reaction = _reaction(rates)
+    facts = {
+        "class": type(schedule).__name__,
+        "weights": sum(weight.numel() for weight in schedule.parameters()),
+        "bytes": file.stat().st_size,
+        "config": schedule.config(),
+    }
+    if json:
+        o.print_json({**facts, "rates": rates, "reaction": reaction})
+        return
+    output.print(_facts_table(file, facts))
+    output.print(_rates_table(rates))
+    output.print(
+        f"The rate for a falling and for a rising loss differ by {reaction:.1%} of their mean (largest over the run, "
+        "same step, scale fixed)."
+    )
+    from metastep.report import rate_plot
+
+    target = plot or file.with_suffix(".png")
+    output.print(f"plot: {rate_plot(rates, target, title=file.name)}")
+
+
+def _rates(schedule: Schedule, losses: Sequence[float], num_classes: int, initial: float) -> list[float]:
+    """The rates for a sequence of losses; those of a relative schedule are factors of the base rate."""
+    scale = 1.0 if schedule.relative else schedule.scale.gamma(initial, num_classes)
+    state, rates = schedule.init_state(), []
+    for loss in losses:
+        x = loss if schedule.relative else float(schedule.scale.normalize(loss, num_classes))
+        alpha, state = schedule.query(x, state)
+        rates.append(scale * alpha)
+    return rates
+
+
+def _reaction(rates: dict[str, list[float]]) -> float:
+    """Largest relative difference between the answers to a falling and to a rising loss at the same step."""
+    pairs = zip(rates["falling"], rates["rising"], strict=True)
+    return max((2 * abs(a - b) / (a + b) for a, b in pairs if a + b > 0), default=0.0)
+
+
+def _facts_table(file: Path, facts: dict[str, Any]) -> Table:
+    table = Table(title=str(file), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_row("class", facts["class"])
+    table.add_row("weights", f"{facts['weights']:,} ({facts['bytes'] / 1024:.0f} KiB)")
+    config = facts["config"]
+    if "schedules" in config:
+        table.add_row("phases", str(len(config["schedules"])))
+        config = {"of each": config["schedules"][0]["class"], **config["schedules"][0]["config"]}
+    for name, value in config.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name, shown)
+    return table
+
+
+def _rates_table(rates: dict[str, list[float]]) -> Table:
+    table = Table(title="rates", title_justify="left", box=None, pad_edge=False)
+    for heading in ("loss", "first", "middle", "last", "course"):
+        table.add_column(heading, justify="left" if heading in ("loss", "course") else "right")
+    high = max(max(values) for values in rates.values()) or 1.0
+    for name, values in rates.items():
+        points = [values[0], values[len(values) // 2], values[-1]]
+        table.add_row(name, *(f"{value:.4g}" for value in points), _course(values, high))
+    return table
+
+
+def _course(values: Sequence[float], high: float, width: int = 48) -> str:
+    picked = [values[round(place * (len(values) - 1) / (width - 1))] for place in range(width)]
+    return "".join(_BARS[min(int(value / high * len(_BARS)), len(_BARS) - 1)] for value in picked)

@@ -1,0 +1,30 @@
+"""``metastep list``: what there is to name."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from metastep.cli import options as o
+from metastep.cli.display import output
+
+
+def listing(json: o.Json = False) -> None:
+    """List the tasks, the schedules and the optimizers."""
+    from metastep.bench.methods import METHODS
+    from metastep.bench.optimizers import OPTIMIZERS
+    from metastep.tasks import describe_tasks
+
+    tables = {
+        "tasks": describe_tasks(),
+        "schedules": {name: method.summary for name, method in METHODS.items()},
+        "optimizers": {name: f"torch.optim.{optimizer.__name__}" for name, optimizer in OPTIMIZERS.items()},
+    }
+    if json:
+        o.print_json(tables)
+        return
+    for title, entries in tables.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        for name, summary in entries.items():
+            table.add_row(f"  [bold]{name}[/bold]", summary)
+        output.print(table)
+        output.print()
