@@ -1,0 +1,351 @@
+"""What every hypergradient optimizer shares: one step in two passes, with every rate complete in between."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from metastep.optim import checkpoint, readout
+from metastep.optim.adapt import GlobalSums, adapt, global_sums, scaled_rows, share_global
+from metastep.optim.driver import RateDriver
+from metastep.optim.engines import choose_engine
+from metastep.optim.group_rates import GroupRates, State, real_view
+from metastep.optim.namesake import start_buffer
+from metastep.optim.options import (
+    DRIVEN,
+    Group,
+    HyperOptions,
+    RateOptimizer,
+    check_options,
+    flag,
+    hyper_rates,
+    number,
+    with_defaults,
+)
+from metastep.optim.phases import ParameterRule, Plan
+from metastep.optim.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.optim.optimizer import ParamsT
+
+    from metastep.optim.direction import Direction
+
+
+UNKNOWN = -1  # the step count is derived from the state at the next step
+
+
+class HyperOptimizer(Optimizer):
+    """Base of the hypergradient optimizers; a subclass says which direction it takes and how its namesake steps."""
+
+    _clock: int  # steps so far in which any parameter had a gradient
+
+    def __init__(self, params: ParamsT, base_defaults: dict[str, Any], options: HyperOptions) -> None:
+        settings = with_defaults(options)
+        self._rate_optimizer: RateOptimizer | None = None
+        if callable(settings["rule"]):
+            self._rate_optimizer = settings["rule"]
+            settings["rule"] = DRIVEN
+        elif settings["rule"] == DRIVEN:
+            raise ValueError(
+                "rule must be a function when an optimizer drives the rates, got 'driven'; "
+                "pass for example rule=lambda rates: torch.optim.Adam(rates, lr=0.01)."
+            )
+        self._forget()
+        defaults = {**base_defaults, **settings}
+        self._check(defaults | {"param_names": ()})
+        super().__init__(params, defaults)
+
+    @abstractmethod
+    def direction(self, group: Group) -> Direction:
+        """The direction that a group's settings ask for."""
+
+    @abstractmethod
+    def plain_step(self, group: Group, parameters: list[Tensor]) -> None:
+        """One step of the torch.optim namesake on the parameters that have a gradient."""
+
+    @abstractmethod
+    def plain_keys(self, group: Group) -> tuple[str, ...]:
+        """The state keys of the namesake for a parameter that has been stepped."""
+
+    @abstractmethod
+    def check_arguments(self, group: Group) -> None:
+        """Refuse arguments of the namesake that are out of range."""
+
+    def _check(self, group: Group) -> None:
+        """Check a group's arguments: those of every optimizer, the options, those of its namesake alone."""
+        group["initial_rate"] = number("lr", group["lr"])
+        check_options(group)
+        flag("maximize", group["maximize"])
+        for name in ("foreach", "fused"):
+            flag(name, group.get(name), optional=True)
+        for name in ("differentiable", "capturable"):
+            flag(name, group.get(name, False))
+        if group["differentiable"] and any(hyper_rates(group).values()):
+            raise ValueError("differentiable must be False while rates adapt, got True; set hyper_lr=0.")
+        if group.get("fused") and (group["foreach"] or group["differentiable"]):
+            raise ValueError("fused must be None or False together with foreach or differentiable, got True; drop one.")
+        self.check_arguments(group)
+        if group["include_decay"] and not self.decoupled(group):
+            raise ValueError(
+                "include_decay must be False for coupled weight decay, got True; use hyper_objective to choose there."
+            )
+
+    def decoupled(self, group: Group) -> bool:
+        """Whether weight decay stands beside the direction instead of in it."""
+        del group
+        return False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, which may have its own value of every argument; its rates start at its own `lr`."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check(group)
+            if group["scope"] != self.param_groups[0]["scope"]:
+                raise ValueError(
+                    f"scope must be the same in all groups, got {group['scope']!r}; set it for the whole optimizer."
+                )
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+        self._packed.append(None)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Adapt every rate, then move every parameter.
+
+        Args:
+            closure: Recomputes the loss and the gradients, once; run with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with_gradient = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if not any(with_gradient):
+            return loss
+        if self._clock == UNKNOWN:
+            self._clock = max((int(s.get("last_update", 0)) for s in self.state.values()), default=0)
+        works = []
+        for position, (group, parameters) in enumerate(zip(self.param_groups, with_gradient, strict=True)):
+            if not parameters:
+                continue
+            if self._is_plain(group):
+                with torch.set_grad_enabled(group["differentiable"]):
+                    self.plain_step(group, parameters)
+            else:
+                works.append(self._measure(position, group, parameters))
+        self._adapt(works)
+        for work in works:
+            self._move(work)
+        self._clock += 1
+        return loss
+
+    def rates(self) -> list[dict[str, Any]]:
+        """The rates really in use: per group a dict, per level a tensor by parameter name; see `docs/optimizers.md`."""
+        return readout.rates(self)
+
+    def packed_rates(self, position: int) -> GroupRates | None:
+        """The packed rates of a group; None as long as they stand at their start."""
+        group = self.param_groups[position]
+        if not any("last_update" in self.state[p] for p in group["params"] if p in self.state):
+            return None
+        return self._group_rates(position, group, [], self.direction(group))
+
+    def describe(self) -> str:
+        """A table of the current rates, as text."""
+        return readout.describe(self)
+
+    def _is_plain(self, group: Group) -> bool:
+        """Whether the rates of a group stand still at their initial value: then the namesake's own kernels run."""
+        if any(hyper_rates(group).values()):
+            return False
+        return not any("last_update" in self.state[p] for p in group["params"] if p in self.state)
+
+    def _measure(self, position: int, group: Group, parameters: list[Tensor]) -> Work:
+        """First pass over one group: its sums, and its buffers advanced."""
+        direction = self.direction(group)
+        rates = self._group_rates(position, group, parameters, direction)
+        work = self._gather(position, rates, direction, parameters)
+        if any(rates.last_updates[i] for i in work.active):
+            rows = work.engine.measure(work)
+            if work.active_mask is not None:
+                whole = rows.new_zeros(rows.shape[0], rates.layout.tensor_of_row.shape[0])
+                whole[:, work.active_mask[rates.layout.tensor_of_row]] = rows
+                rows = whole
+            work.rows = scaled_rows(rates, rows.to(rates.layout.row_elements.dtype))
+        else:
+            work.engine.begin(work)
+        rates.counts += 1 if work.active_mask is None else work.active_mask
+        return work
+
+    def _adapt(self, works: list[Work]) -> None:
+        moving = [work for work in works if work.rows is not None]
+        if not moving:
+            return
+        shared = self.param_groups[0]["scope"] == "all"
+        first = self.param_groups[0]["initial_rate"] or 1.0
+        parts = []
+        for work in moving:
+            assert work.rows is not None
+            ratio = work.group["initial_rate"] / first if shared else 1.0
+            beta = hyper_rates(work.group).get("global", 0.0)
+            parts.append(global_sums(work.rates, work.rows, work.fresh, ratio, beta))
+        if shared:
+            parts = share_global(parts)
+        for work, whole in zip(moving, parts, strict=True):
+            assert work.rows is not None
+            if work.group["rule"] == DRIVEN:
+                self._drive(work, work.rows, whole)
+            else:
+                adapt(work.group, work.rates, work.rows, whole, work.fresh)
+
+    def _drive(self, work: Work, rows: Tensor, whole: GlobalSums) -> None:
+        """Let the optimizer of the rates move them; it is made at its first use."""
+        rates = work.rates
+        driver = self._drivers.get(work.position)
+        if driver is None or driver.rates is not rates:
+            if self._rate_optimizer is None:
+                raise ValueError(
+                    "rule must be a function that makes an optimizer, got None; construct the optimizer anew."
+                )
+            driver = self._drivers[work.position] = RateDriver(self._rate_optimizer, rates)
+            saved = self._driver_states.pop(work.position, None)
+            if saved is not None:
+                driver.optimizer.load_state_dict(saved)
+        active = work.active_mask if work.active_mask is not None else torch.ones_like(rates.counts, dtype=torch.bool)
+        driver.step(work.group, rows, whole, active[rates.layout.tensor_of_row])
+
+    def _move(self, work: Work) -> None:
+        """Second pass over one group: its parameters."""
+        rates, group = work.rates, work.group
+        lr = rates.write_lr(group["lr"])
+        factor = lr / rates.bounds.initial if rates.bounds.initial > 0 else torch.ones_like(lr)
+        if work.active_mask is None:
+            rates.factors.copy_(factor.expand_as(rates.factors))
+        else:
+            rates.factors.copy_(torch.where(work.active_mask, factor, rates.factors))
+        work.engine.move(work)
+        for i in work.active:
+            rates.last_updates[i] = self._clock + 1
+            self.state[rates.members[i]]["last_update"] = self._clock + 1
+
+    def _gather(self, position: int, rates: GroupRates, direction: Direction, parameters: list[Tensor]) -> Work:
+        """Collect the tensors of a group that take part in this step."""
+        group = self.param_groups[position]
+        places = {id(p): i for i, p in enumerate(rates.members)}
+        active = [places[id(p)] for p in parameters]
+        everyone = len(active) == len(rates.members)
+        mask = None if everyone else rates.mask(active)
+        stale = [i for i, last in enumerate(rates.last_updates) if last != self._clock or last == 0]
+        fresh = None
+        if stale or not everyone:
+            kept = set(active).difference(stale)
+            fresh = rates.mask(sorted(kept))[rates.layout.tensor_of_row]
+        betas = hyper_rates(group)
+        elementwise = None
+        if "parameter" in group["levels"]:
+            pulls = (group["pull"] or {}).get("parameter", {})
+            elementwise = ParameterRule(
+                rule=group["rule"],
+                hyper_lr=betas["parameter"],
+                bounds=rates.bounds,
+                pull_form=group["pull_form"],
+                pulls=tuple(pulls.items()),
+            )
+        plan = Plan(
+            unit_dims=tuple(rates.layout.unit_dims[i] for i in active),
+            regularized=group["hyper_objective"] == "regularized",
+            include_decay=group["include_decay"] and direction.decoupled_decay != 0,
+            parameter=elementwise,
+        )
+        work = Work(
+            position=position,
+            group=group,
+            rates=rates,
+            direction=direction,
+            plan=plan,
+            active=active,
+            parameters=[real_view(p) for p in parameters],
+            gradients=[real_view(cast("Tensor", p.grad)) for p in parameters],
+            buffers={key: [real_view(self.state[p][key]) for p in parameters] for key in direction.buffers},
+            active_mask=mask,
+            fresh=fresh,
+        )
+        work.engine = choose_engine(work)
+        return work
+
+    def _group_rates(self, position: int, group: Group, parameters: list[Tensor], direction: Direction) -> GroupRates:
+        """The packed rates of a group, made anew when a member joined, state was replaced or settings changed."""
+        if group["initial_rate"] == 0.0 and float(group["lr"]) > 0.0:
+            group["initial_rate"] = float(group["lr"])  # a rate that starts at zero starts when it is first set
+        packed, here = self._packed[position], {id(p) for p in parameters}
+        members = [p for p in group["params"] if id(p) in here or "last_update" in self.state.get(p, ())]
+        states: list[State] = [self.state[p] for p in members]
+        if packed is not None and packed.serves(group, members, states):
+            return packed
+        for p, state in zip(members, states, strict=True):
+            self._start(p, state, direction)
+        rates = GroupRates(group, members, states)
+        if group["scope"] == "all" and packed is None and "global" in group["levels"]:
+            self._join_shared(rates)
+        self._packed[position] = rates
+        return rates
+
+    def _start(self, parameter: Tensor, state: State, direction: Direction) -> None:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise ValueError(
+                f"gradients must be dense while rates adapt, got a sparse one of shape {tuple(parameter.shape)}; "
+                "use sparse=False in the embedding, or hyper_lr=0."
+            )
+        for key in direction.buffers:
+            if state.get(key) is None:
+                state[key] = start_buffer(parameter, direction.start(key))
+
+    def _join_shared(self, rates: GroupRates) -> None:
+        """A group that starts late under scope="all" takes over the rate that the others share."""
+        for other, group in zip(self._packed, self.param_groups, strict=True):
+            if other is not None and other is not rates:
+                ratio = rates.bounds.initial / (group["initial_rate"] or 1.0) if rates.rule == "additive" else 1.0
+                rates.deviations["global"].copy_(other.deviations["global"] * ratio)
+                return
+
+    def _forget(self) -> None:
+        """Drop what is derived from `state`; the next step derives it again."""
+        groups = getattr(self, "param_groups", [])
+        self._packed: list[GroupRates | None] = [None] * len(groups)
+        self._clock = UNKNOWN
+        self._drivers: dict[int, RateDriver] = {}
+        self._driver_states: dict[int, dict[str, Any]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state: torch's layout, and the state of the optimizers that drive rates where there are any."""
+        result = super().state_dict()
+        if self._drivers:
+            result[checkpoint.DRIVERS] = {i: driver.optimizer.state_dict() for i, driver in self._drivers.items()}
+        return result
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this optimizer, or of its torch.optim namesake (the rates then start anew).
+
+        Raises:
+            ValueError: naming the key that is missing, or the group that does not fit.
+        """
+        checkpoint.load(self, state_dict, super().load_state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_rate_optimizer": self._rate_optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
