@@ -15,7 +15,7 @@ N = 23
 def data():
     """23 small images, all different, with augmentation."""
     generator = torch.Generator().manual_seed(0)
-    store = ImageStore(torch.randint(256, (N, 2, 6, 5), generator=generator, dtype=torch.uint8), torch.arange(N) % 3)
+    store = ImageStore(torch.randint(256, (N, 6, 5, 2), generator=generator, dtype=torch.uint8), torch.arange(N) % 3)
     split = ImageSplit(store, torch.arange(N), store.labels)
     return ImageData(
         splits_by_name={"train": split, "outer_valid": split},
@@ -74,14 +74,14 @@ def test_an_epoch_gives_every_image_once_and_the_rest_as_a_smaller_batch(data):
 
 def test_pixels_are_normalised_with_the_mean_and_deviation_of_their_channel(data):
     batch = next(stream_of(data, batch_size=N, augment=False, shuffle=False))
-    pixels = data.splits_by_name["train"].store.images.double()
+    pixels = data.splits_by_name["train"].store.images.permute(0, 3, 1, 2).double()
     mean, std = (torch.tensor(v, dtype=torch.float64).view(2, 1, 1) for v in (data.mean, data.std))
     torch.testing.assert_close(batch.inputs.double(), (pixels - mean) / std, rtol=1e-6, atol=1e-6)
 
 
 def test_augmented_images_are_shifted_and_mirrored_copies_with_black_edges(data):
     batch = next(stream_of(data, batch_size=N, shuffle=False))
-    pixels = data.splits_by_name["train"].store.images
+    pixels = data.splits_by_name["train"].store.images.permute(0, 3, 1, 2)
     mean, std = (torch.tensor(v).view(2, 1, 1) for v in (data.mean, data.std))
     seen = (batch.inputs * std + mean).round().to(torch.uint8)
     padded = torch.nn.functional.pad(pixels, (2,) * 4)

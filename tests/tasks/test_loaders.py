@@ -22,14 +22,13 @@ from metastep.tasks.loaders.text import encode, read_characters, read_words, voc
 
 @pytest.fixture
 def pixels():
-    """(5, 3, 32, 32): red, green, blue."""
-    return np.random.default_rng(0).integers(256, size=(5, 3, 32, 32), dtype=np.uint8)
+    """(5, 32, 32, 3): red, green, blue."""
+    return np.random.default_rng(0).integers(256, size=(5, 32, 32, 3), dtype=np.uint8)
 
 
 def png(image):
-    """Encode a (C, H, W) image without loss."""
-    stored = image[0] if len(image) == 1 else image[::-1].transpose(1, 2, 0)
-    return cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes()
+    """Encode an (H, W, C) image without loss."""
+    return cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))[1].tobytes()
 
 
 def idx(array):
@@ -45,7 +44,7 @@ def idx(array):
 @pytest.mark.parametrize("key", [str.encode, str])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_cifar_batches_of_every_protocol_are_read(tmp_path, pixels, protocol, labels, key, order):
-    flat = np.asarray(pixels.reshape(5, 3072), order=order)
+    flat = pixels.transpose(0, 3, 1, 2).reshape(5, 3072)  # red rows, green rows, blue rows
     for name, part in (("one", slice(0, 2)), ("two", slice(2, 5))):
         batch = {
             key("data"): np.asarray(flat[part], order=order),
@@ -71,7 +70,7 @@ def test_a_batch_pickled_by_python_2_is_read(tmp_path):
     file = tmp_path / "data_batch_1"
     file.write_bytes(b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x04K\x05K\x06eu.")
     images, labels = read_cifar([file])
-    assert images.shape == (3, 3, 32, 32)
+    assert images.shape == (3, 32, 32, 3)
     assert images.reshape(3, -1).max(1).tolist() == [0, 0, 255]
     assert labels.tolist() == [4, 5, 6]
 
@@ -126,7 +125,7 @@ def test_a_damaged_cifar_batch_is_an_error_that_names_it_or_is_still_one(tmp_pat
         images, labels = read_cifar([file])
     except ValueError as error:
         refusal = str(error)
-    assert "test_batch" in refusal if refusal else (images.shape, labels.shape) == ((1, 3, 32, 32), (1,))
+    assert "test_batch" in refusal if refusal else (images.shape, labels.shape) == ((1, 32, 32, 3), (1,))
 
 
 # IDX
@@ -147,7 +146,7 @@ def test_an_idx_pair_gives_grey_images_and_their_labels(tmp_path):
     files[0].write_bytes(idx(images))
     files[1].write_bytes(idx(labels))
     read, classes = read_idx_pair(files)
-    np.testing.assert_array_equal(read, images[:, None])
+    np.testing.assert_array_equal(read, images[..., None])
     assert classes.dtype == np.int64
     assert classes.tolist() == [7, 1]
     with pytest.raises(ValueError, match=r"must be \(N, H, W\) and \(N,\), got \(2,\) and \(2, 3, 4\)"):
@@ -179,7 +178,7 @@ def test_damaged_idx_files_are_named(tmp_path, name, content, message):
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parquet_shards_are_read_in_order(tmp_path, pixels, names, plain, channels):
-    pixels = pixels[:, :channels]
+    pixels = pixels[..., :channels]
     files = [tmp_path / f"train-0000{i}-of-00002.parquet" for i in range(2)]
     for path, part in zip(files, (slice(0, 2), slice(2, 5)), strict=True):
         encoded = [png(image) for image in pixels[part]]
@@ -215,7 +214,7 @@ def test_a_folder_of_images_per_class_is_read(tmp_path, pixels):
     assert labels.tolist() == [0, 1, 1, 2, 2]
     np.testing.assert_array_equal(images, pixels[[3, 1, 4, 0, 2]])
     (grey, _), _ = read_image_folder(tmp_path, channels=1)
-    assert grey.shape == (5, 1, 32, 32)
+    assert grey.shape == (5, 32, 32, 1)
 
 
 def test_an_empty_folder_and_images_of_several_sizes_are_refused(tmp_path, pixels):
@@ -223,7 +222,7 @@ def test_an_empty_folder_and_images_of_several_sizes_are_refused(tmp_path, pixel
         read_image_folder(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.png").write_bytes(png(pixels[0]))
-    (tmp_path / "a" / "1.png").write_bytes(png(pixels[0, :, :5]))
+    (tmp_path / "a" / "1.png").write_bytes(png(pixels[0, :5]))
     with pytest.raises(ValueError, match=r"size of the first, \(32, 32\), got \(5, 32\) at 1; resize"):
         read_image_folder(tmp_path)
 

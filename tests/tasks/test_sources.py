@@ -127,7 +127,7 @@ def test_images_of_another_shape_and_labels_out_of_range_are_refused(tmp_path):
     for split in ("train", "t10k"):
         write_idx(tmp_path / "mnist" / f"{split}-images-idx3-ubyte", image(0, (4, 20, 20)))
         write_idx(tmp_path / "mnist" / f"{split}-labels-idx1-ubyte", np.zeros(4, np.uint8))
-    with pytest.raises(ValueError, match=r"must hold images of shape \(1, 28, 28\), got \(1, 20, 20\)"):
+    with pytest.raises(ValueError, match=r"must hold images of shape \(28, 28, 1\), got \(20, 20, 1\)"):
         load_task("mnist/mlp", data_dir=tmp_path)
     write_cifar(tmp_path / "cifar-100-python", ["train", "test"], key=b"fine_labels", classes=102, each=300)
     with pytest.raises(ValueError, match=r"must hold labels in 0\.\.99, got 0\.\.101"):

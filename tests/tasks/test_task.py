@@ -22,7 +22,7 @@ def model(task):
 
 def test_an_evaluation_is_the_mean_over_the_clean_images_in_eval_mode(task, model):
     split = task.data.splits_by_name["outer_valid"]
-    images = (split.store.images[split.rows].double() - 4.884) / 6.017
+    images = (split.store.images[split.rows].permute(0, 3, 1, 2).double() - 4.884) / 6.017
     with torch.no_grad():
         logits = model.double().eval()(images)
     model.train()

@@ -27,7 +27,8 @@ class Batch:
     """Inputs and targets of one step.
 
     Args:
-        inputs: (batch, channels, height, width) float32 images, or (batch, time) int64 tokens.
+        inputs: (batch, channels, height, width) float32 images, channels last in memory, or (batch, time)
+            int64 tokens.
         targets: (batch,) int64 classes, or (batch, time) int64 tokens: the inputs one position later.
         carry: hidden state that enters this batch, for recurrent language models.
     """

@@ -12,7 +12,7 @@ TEST_SIZE = 397
 def load_digits(request: Request) -> ImageData:
     """Read the digits, whose pixels have the 17 values 0..16."""
     bunch = optional_module("sklearn.datasets").load_digits()
-    images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
+    images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(3)  # (1797, 8, 8, 1)
     store = ImageStore(images, torch.from_numpy(bunch.target).long())
     return ImageData(
         splits_by_name=split_images(

@@ -21,7 +21,7 @@ class ImageStore:
     """Decoded images, copied at most once to each device.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, H, W, C) uint8.
         labels: (N,) int64.
     """
 
@@ -32,7 +32,7 @@ class ImageStore:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             shape = tuple(self.images.shape)
-            raise ValueError(f"images must be (N, C, H, W) uint8, got {shape} {self.images.dtype}.")
+            raise ValueError(f"images must be (N, H, W, C) uint8, got {shape} {self.images.dtype}.")
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels must be one per image, got {len(self.labels)} for {len(self.images)}.")
 
@@ -170,16 +170,14 @@ class ImageBatches(Batches):
             "batch_size": batch_size,
             "augment": augment,
         }
-        self._images = chosen.store.on(device)  # (N, C, H, W) uint8
+        self._images = chosen.store.on(device)  # (N, H, W, C) uint8
         self._split_rows, self._split_labels = chosen.rows, chosen.labels
         self._device = device
         self._shuffle = shuffle
         self._padding = data.padding if augment else None
-        # Convolutions on a CPU are about a third faster on this layout, whatever that of the weights.
-        self._layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-        shape = (len(data.mean), 1, 1)
-        self._mean = torch.tensor(data.mean, device=device).view(shape)
-        self._scale = 1 / torch.tensor(data.std, device=device).view(shape)
+        width = chosen.store.images.shape[2]
+        self._mean = torch.tensor(data.mean, device=device).repeat(width)  # (W * C,): a row of pixels
+        self._scale = 1 / torch.tensor(data.std, device=device).repeat(width)
         self._generator = torch.Generator().manual_seed(seed)
         self._begin_epoch()
 
@@ -191,7 +189,7 @@ class ImageBatches(Batches):
         self._labels = self._split_labels[order].to(self._device)  # (n,) int64
         if self._padding is not None:
             offsets = torch.randint(2 * self._padding + 1, (n, 2), generator=self._generator)
-            flips = torch.randint(2, (n,), generator=self._generator, dtype=torch.bool)
+            flips = torch.randint(2, (n,), generator=self._generator)
             self._offsets, self._flips = offsets.to(self._device), flips.to(self._device)
 
     def __next__(self) -> Batch:
@@ -201,11 +199,12 @@ class ImageBatches(Batches):
             self._begin_epoch()
         part = slice(self._position, self._position + self._batch_size)
         self._position += len(self._rows[part])
-        images = self._images[self._rows[part]]
+        images = self._images.index_select(0, self._rows[part])
         if self._padding is not None:
             images = crop_and_flip(images, self._offsets[part], self._flips[part], padding=self._padding)
-        pixels = images.to(torch.float32, memory_format=self._layout)
-        return Batch(pixels.sub_(self._mean).mul_(self._scale), self._labels[part])
+        pixels = images.flatten(2).float().sub_(self._mean).mul_(self._scale)
+        # (batch, C, H, W) with the channels last in memory, on which convolutions are a third faster on a CPU.
+        return Batch(pixels.view(images.shape).permute(0, 3, 1, 2), self._labels[part])
 
     def state_dict(self) -> dict[str, Any]:
         """Give settings, epoch, position, and the generator as it was when the epoch began."""

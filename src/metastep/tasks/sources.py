@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Generic, TypeVar
 
 
-class MissingData(FileNotFoundError):  # noqa: N818 (the public name says it)
+class MissingData(FileNotFoundError):
     """The files of a data set were found in none of the places looked at."""
 
 

@@ -85,7 +85,7 @@ _RECIPES = (
         learning_rate=0.1,
         inner_valid=1000,
         outer_valid=5000,
-        total_steps=3440,
+        total_steps=1720,
     ),
     Recipe(
         name="cifar10/resnet18",

@@ -38,7 +38,7 @@ class ImageSet:
     Args:
         title: Its name.
         formats: The layouts looked for, in order.
-        shape: (channels, H, W).
+        shape: (H, W, channels).
         num_classes: Number of classes.
         mean: Per channel, for pixel values in [0, 1].
         std: Per channel, for pixel values in [0, 1].
@@ -72,9 +72,9 @@ class ImageSet:
         )
 
     def _store(self, layout: Format, files: list[Path]) -> ImageStore:
-        channels = self.shape[0]
+        channels = self.shape[2]
         if layout.encoded:
-            images, labels = decoded_once(files, partial(layout.read, files), variant=f"{channels} channels")
+            images, labels = decoded_once(files, partial(layout.read, files), variant=f"{channels} channels, last")
         else:
             images, labels = layout.read(files)
         where = files[0].parent
@@ -87,7 +87,7 @@ class ImageSet:
         return ImageStore(torch.from_numpy(images), torch.from_numpy(labels))
 
 
-_CIFAR_SHAPE = (3, 32, 32)
+_CIFAR_SHAPE = (32, 32, 3)
 # The original pixels come first: the hub's copies are often compressed once more.
 CIFAR10 = ImageSet(
     title="CIFAR-10",
@@ -156,7 +156,7 @@ MNIST = ImageSet(
             read=partial(read_parquet, channels=1),
         ),
     ),
-    shape=(1, 28, 28),
+    shape=(28, 28, 1),
     num_classes=10,
     mean=(0.1307,),
     std=(0.3081,),

@@ -57,6 +57,18 @@ _STAND_INS: Final[dict[tuple[str, str], Callable[..., object]]] = {
 }
 
 
+# A damaged file fails in many ways.
+_DAMAGE: Final = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+)
+
+
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., object]:
         try:
@@ -85,25 +97,16 @@ def read_cifar(files: Sequence[Path]) -> Labelled:
         shape = (len(classes), 3072)
         if pixels.values.shape != shape:
             raise ValueError(f"{path} must hold {shape} pixels for its labels, got {pixels.values.shape}.")
-        images.append(pixels.values.reshape(-1, 3, 32, 32))
+        images.append(pixels.values.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels += classes
-    return np.concatenate(images), np.array(labels, np.int64)
+    return np.ascontiguousarray(np.concatenate(images)), np.array(labels, np.int64)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
-    # A damaged file fails in many ways; each of these is a fault of the file.
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-    ) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} must be a pickled CIFAR batch, got a file that is refused: {error}.") from error
     if not isinstance(batch, dict):
         raise ValueError(f"{path} must hold a dictionary, got {type(batch).__name__}.")

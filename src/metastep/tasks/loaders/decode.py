@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metastep.tasks.sources import optional_module
 
-Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, C, H, W) pixels, (N,) classes
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, H, W, C) pixels, (N,) classes
 
 
 def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, channels: int) -> NDArray[np.uint8]:
@@ -21,7 +22,7 @@ def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, ch
         channels: 3 for red, green, blue; 1 for grey.
 
     Returns:
-        (count, channels, H, W).
+        (count, H, W, channels).
 
     Raises:
         ValueError: If an image cannot be decoded or differs in size from the first.
@@ -35,10 +36,12 @@ def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, ch
         image: NDArray[np.uint8] | None = cv2.imdecode(source, flags) if source.size else None
         if image is None:
             raise ValueError(f"image {i} of {count} must be JPEG, PNG or the like, got something undecodable.")
-        return image.transpose(2, 0, 1)[::-1] if channels == 3 else image[None]  # stored blue, green, red
+        if channels == 3:
+            return cast("NDArray[np.uint8]", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        return image[:, :, None]
 
     if count == 0:
-        return np.empty((0, channels, 1, 1), np.uint8)
+        return np.empty((0, 1, 1, channels), np.uint8)
     first = decode(0)
     images = np.empty((count, *first.shape), np.uint8)
 
@@ -47,7 +50,7 @@ def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, ch
             image = decode(i)
             if image.shape != first.shape:
                 raise ValueError(
-                    f"images must all have the size of the first, {first.shape[1:]}, got {image.shape[1:]} "
+                    f"images must all have the size of the first, {first.shape[:2]}, got {image.shape[:2]} "
                     f"at {i}; resize them beforehand."
                 )
             images[i] = image

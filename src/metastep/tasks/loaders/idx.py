@@ -55,4 +55,4 @@ def read_idx_pair(files: Sequence[Path]) -> Labelled:
         raise ValueError(
             f"{files[0]} and {files[1]} must be (N, H, W) and (N,), got {images.shape} and {labels.shape}."
         )
-    return images[:, None], labels.astype(np.int64)
+    return images[..., None], labels.astype(np.int64)

@@ -34,7 +34,7 @@ def read_image_folder(folder: Path | str, *, channels: int = 3) -> tuple[Labelle
         channels: 3 for red, green, blue; 1 for grey.
 
     Returns:
-        (images (N, channels, H, W) uint8, labels (N,) int64), and the names of the classes.
+        (images (N, H, W, channels) uint8, labels (N,) int64), and the names of the classes.
 
     Raises:
         ValueError: If there are no images, or they differ in size.
