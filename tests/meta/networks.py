@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class ConvNet(nn.Module):
@@ -57,4 +56,4 @@ def text(seed: int) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross-entropy of a batch."""
     inputs, targets = batch
-    return F.cross_entropy(model(inputs).reshape(len(targets), -1), targets)
+    return nn.functional.cross_entropy(model(inputs).reshape(len(targets), -1), targets)

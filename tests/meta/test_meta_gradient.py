@@ -1,20 +1,15 @@
 """The meta-gradient is the one that autograd finds when the whole step stands in one graph."""
 
 import copy
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from tests.meta.networks import images, loss_of, text
+from tests.oracles.meta_gradient import unrolled
 from torch import Tensor, nn
 
 import metastep as ms
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "oracles"))
-from meta_gradient import unrolled
-from networks import images, loss_of, text
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),

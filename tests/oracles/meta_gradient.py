@@ -89,12 +89,12 @@ def unrolled(
 ) -> list[Tensor]:
     """Gradient of the validation loss after len(rates) steps with respect to ``weights``, create_graph throughout.
 
-    Each training loss is differentiated where its forward pass stands in the graph; random masks are those of the global
-    stream as the losses are called, in order.
+    Each training loss is differentiated where its forward pass stands in the graph; random masks are those of the
+    global stream as the losses are called, in order.
     """
     names = [name for name, _ in model.named_parameters()]
     parameters: list[Tensor] = [p.detach().clone().requires_grad_() for p in model.parameters()]
-    tied = {name: alias for name, alias in _aliases(model)}
+    tied = dict(_aliases(model))
     states = [dict(optimizer.state.get(p, {})) for p in model.parameters()]
 
     class Called(nn.Module):

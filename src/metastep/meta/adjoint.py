@@ -24,7 +24,7 @@ class StepInput:
 
 
 def record_input(optimizer: Optimizer, parameters: Sequence[nn.Parameter], start: list[Tensor]) -> StepInput:
-    """Copy what the optimizer is about to read (its rates are written already); ``start`` are the parameters' copies."""
+    """Copy what the optimizer is about to read (its rates are written); ``start`` are the parameters' copies."""
     place = {id(parameter): k for k, parameter in enumerate(parameters)}
     groups = []
     for group in optimizer.param_groups:
@@ -56,7 +56,7 @@ def step_vjp(
     start = [s.detach().clone().requires_grad_() for s in inputs.start]
     gradients = [None if g is None else g.clone().requires_grad_() for g in inputs.gradients]
     state = [
-        {name: _leaf(value) if _moves(value, s) else value for name, value in before.items()}
+        {name: _leaf(value) if _moves(name, value, s) else value for name, value in before.items()}
         for before, s in zip(inputs.state, start, strict=True)
     ]
     with torch.enable_grad():
@@ -102,20 +102,21 @@ def _step(
     )
     for parameter, before in zip(work, state, strict=True):
         if before:
-            replica.state[parameter] = {k: _clone(v, parameter) for k, v in before.items()}
+            replica.state[parameter] = {k: _clone(k, v, parameter) for k, v in before.items()}
     replica.step()
     return work, replica
 
 
-def _clone(value: Any, parameter: Tensor) -> Any:
-    """A clone to work on; step counters in float64, because the differentiable form computes beta ** step in their dtype."""
+def _clone(name: str, value: Any, parameter: Tensor) -> Any:
+    """A clone to work on; step counters in float64: the differentiable form computes beta ** step in their dtype."""
     if not isinstance(value, Tensor):
         return value
-    return value.clone() if _moves(value, parameter) else value.to(torch.float64, copy=True)
+    return value.clone() if _moves(name, value, parameter) else value.to(torch.float64, copy=True)
 
 
-def _moves(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
+def _moves(name: str, value: Any, parameter: Tensor) -> bool:
+    """True for state that follows the parameters; the counter of a 0-d parameter has its shape, too."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape and name != "step"
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -20,15 +20,17 @@ from metastep.schedules.base import Rate
 class MetaLearner:
     r"""Takes optimizer steps at the schedule's rate and, now and then, a gradient step on the schedule itself.
 
-    One step of look-ahead from :math:`\theta` at the rate :math:`\eta(\phi)` gives :math:`\hat\theta = \theta - \eta u`, and
+    One step of look-ahead from :math:`\theta` at the rate :math:`\eta(\phi)` gives
+    :math:`\hat\theta = \theta - \eta u`, and
 
     .. math:: \frac{dL_\mathrm{val}(\hat\theta)}{d\phi}
         = -\langle \nabla L_\mathrm{val}(\hat\theta), u \rangle \frac{d\eta}{d\phi}
 
     exactly, for every optimizer whose update is linear in its rate: u is what its step did, divided by the rate. So a
-    meta-update costs one validation pass, one inner product, and one copy of the parameters. Then the real step is taken
-    at the rate of the new weights. Buffers, random streams and gradients are as without the look-ahead, the schedule ticks
-    once per step, and a validation loss or slope that is not finite skips the update (``skipped_updates``).
+    meta-update costs one validation pass, one inner product, and one copy of the parameters. Then the real step is
+    taken at the rate of the new weights. Buffers, random streams and gradients are as without the look-ahead, the
+    schedule ticks once per step, and a validation loss or slope that is not finite skips the update
+    (``skipped_updates``).
 
     Args:
         lr: the :class:`metastep.LearnedLR` that attaches a learned schedule to the optimizer.
@@ -50,8 +52,8 @@ class MetaLearner:
         ValueError: for arguments out of range, a schedule without weights, or weights that do not require gradients.
         NotLinearInRate: in the first meta-update, for an optimizer whose direction cannot be read off.
 
-    Source: arXiv 2007.14546. *Differs from the paper:* training and look-ahead share one forward and backward pass, so the
-    direction is that of the step really taken (with dropout the paper draws another mask), and in a meta-update the
+    Source: arXiv 2007.14546. *Differs from the paper:* training and look-ahead share one forward and backward pass, so
+    the direction is that of the step really taken (with dropout the paper draws another mask), and in a meta-update the
     schedule's recurrent state advances once, where the published code advances it twice.
 
     Example:
@@ -122,7 +124,7 @@ class MetaLearner:
         meta: bool | None = None,
         scaler: GradScaler | None = None,
     ) -> None:
-        """Take one optimizer step at the schedule's rate; in every ``every``-th call learn from validation data as well.
+        """Take one optimizer step at the schedule's rate; in every ``every``-th call learn from validation data, too.
 
         Args:
             closure: only for the exact horizon K > 1, which differentiates the training loss twice: computes this
@@ -154,26 +156,25 @@ class MetaLearner:
     # ---- one step of look-ahead
 
     def _step_and_learn(self, scaler: GradScaler | None) -> None:
+        self._make_sure_of_linearity()
         loss = self.lr.close_window()
         if loss is None:  # no finite loss was ever observed: nothing to query or to learn from
             with self.lr.held(self.lr.groups.reference):
                 self._optimizer_step(scaler)
             return
-        if not self._checked:
-            check_linear_in_rate(self.lr.optimizer)
-            self._checked = True
         rate, state = self.lr.ask(loss)
         parameters = self._parameters()
         origin = copy_parameters(parameters)
         with self.lr.held(rate):
             self._optimizer_step(scaler)
-        rate_graph, _ = self.lr.ask_with_graph(loss, self.lr.state)
-        learned = self._learn([rate_graph], parameters, lambda place, p: [p - origin[place]], scaler)
-        if learned:
-            new_rate, state = self.lr.ask(loss)
-            _move(parameters, origin, new_rate / rate)
-            rate = new_rate
-        self.lr.tick(rate, state)
+        try:
+            rate_graph, _ = self.lr.ask_with_graph(loss, self.lr.state)
+            if self._learn([rate_graph], parameters, lambda place, p: [p - origin[place]], scaler):
+                new_rate, state = self.lr.ask(loss)
+                _move(parameters, origin, new_rate / rate)
+                rate = new_rate
+        finally:  # the step is taken, whatever becomes of the lesson
+            self.lr.tick(rate, state)
 
     def _learn(
         self,
@@ -198,8 +199,11 @@ class MetaLearner:
             return False
         self.meta_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(rates, cotangents)
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.lr.schedule.parameters(), self.max_grad_norm)
+        limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        if not math.isfinite(float(nn.utils.clip_grad_norm_(self.lr.schedule.parameters(), limit))):
+            self.meta_optimizer.zero_grad(set_to_none=True)
+            self.skipped_updates += 1
+            return False
         self.meta_optimizer.step()
         self.lr.schedule.weights_changed()
         self.meta_updates += 1
@@ -218,18 +222,15 @@ class MetaLearner:
         in_window = (self._calls - 1) % self.every >= self.every - self.horizon
         if in_window and self._window is None:
             self._window = Window(self.lr, self._parameters(), first_order=self.first_order)
+        if self._window is not None:
+            self._window.begin(closure)
+        if closure is not None:
+            self._backward(closure)
         if self._window is None:
-            if closure is not None:
-                self._backward(closure)
             self.lr.optimizer.step()
             return
-        if not self._checked and closure is None:
-            check_linear_in_rate(self.lr.optimizer)
-            self._checked = True
-        with self._window.recording(closure):
-            if closure is not None:
-                self._backward(closure)
-            self._window.step()
+        self._make_sure_of_linearity()
+        self._window.step()
         if self._calls % self.every == 0:
             window, self._window = self._window, None
             if window.rates:
@@ -245,7 +246,12 @@ class MetaLearner:
     # ---- small parts
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.lr.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        """All that a step may move: torch's optimizers move whatever has a gradient, frozen since or not."""
+        groups = self.lr.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad or p.grad is not None]
+
+    def _make_sure_of_linearity(self) -> None:
+        self._checked = self._checked or check_linear_in_rate(self.lr.optimizer)
 
     def _optimizer_step(self, scaler: GradScaler | None) -> None:
         if scaler is None:
@@ -285,9 +291,13 @@ class MetaLearner:
         Raises:
             ValueError: if a key is missing (named) or the schema is unknown.
         """
-        missing = {"schema", "calls", "last_meta_loss", "meta_updates", "skipped_updates", "meta_optimizer"} - set(state_dict)
+        missing = {"schema", "calls", "last_meta_loss", "meta_updates", "skipped_updates", "meta_optimizer"} - set(
+            state_dict
+        )
         if missing:
-            raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}; it is no MetaLearner state, or an older one.")
+            raise ValueError(
+                f"state_dict lacks {', '.join(sorted(missing))}; it is no MetaLearner state, or an older one."
+            )
         if state_dict["schema"] != 1:
             raise ValueError(f"state_dict has schema {state_dict['schema']!r}, this version reads 1.")
         self._calls = state_dict["calls"]
@@ -303,4 +313,6 @@ def _move(parameters: list[nn.Parameter], origin: list[Tensor], weight: Rate) ->
     if not isinstance(weight, Tensor) and weight == 1:
         return
     for parameter, start in zip(parameters, origin, strict=True):
-        parameter.copy_(start.lerp_(parameter, weight))
+        wide = torch.promote_types(start.dtype, torch.float32)
+        factor = weight.to(start.device, wide) if isinstance(weight, Tensor) else weight
+        parameter.copy_(start.to(wide).lerp_(parameter.to(wide), factor))

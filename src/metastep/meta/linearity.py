@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metastep.meta.protection import protected_rng
+
 #: The probe moves its tensors by about this share of their size, so that rounding does not hide the displacement.
 _PROBE = 0.25
 
@@ -16,14 +18,17 @@ class NotLinearInRate(ValueError):
     """An optimizer whose step is not rate times a direction: no exact meta-gradient can be read off from it."""
 
 
-def check_linear_in_rate(optimizer: Optimizer) -> None:
+def check_linear_in_rate(optimizer: Optimizer) -> bool:
     r"""Make sure that a step is :math:`\theta - \alpha u` with u and the next state independent of :math:`\alpha`.
 
     The smallest tensor of each kind (matrices, vectors) of each group takes a trial step at one rate and at twice that
     rate, in two copies of the optimizer. The displacements must be in the ratio 1 : 2, the states equal.
 
-    Call it after the backward pass of a step and before the optimizer moves. The optimizer, its state, the parameters and
-    the random streams are left alone.
+    Call it after the backward pass of a step and before the optimizer moves. The optimizer, its state, the parameters
+    and the random streams are left alone.
+
+    Returns:
+        False if nothing can be said, because the gradients are not finite or move nothing.
 
     Raises:
         NotLinearInRate: if not, or if the optimizer cannot be asked (it wants a closure).
@@ -31,9 +36,12 @@ def check_linear_in_rate(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     chosen = _smallest_of_each_kind(optimizer)
     before = [parameter.detach().clone() for parameter in chosen]
-    with torch.random.fork_rng(devices=[], enabled=True):
-        unit = _trial(optimizer, chosen, 1.0)[0]
-        factor = _factor(before, [after - start for after, start in zip(unit, before, strict=True)])
+    with protected_rng(chosen):
+        unit, _ = _trial(optimizer, chosen, 1.0)
+        step = _largest([after - start for after, start in zip(unit, before, strict=True)])
+        if not 0 < step < math.inf:
+            return False
+        factor = 2.0 ** min(max(round(math.log2(_PROBE * (_largest(before) or 1.0) / step)), -40), 40)
         once, once_state = _trial(optimizer, chosen, factor)
         twice, twice_state = _trial(optimizer, chosen, 2 * factor)
     for start, one, two in zip(before, once, twice, strict=True):
@@ -42,13 +50,14 @@ def check_linear_in_rate(optimizer: Optimizer) -> None:
         if not (second - 2 * first).abs().max() <= 32 * torch.finfo(start.dtype).eps * size:
             raise NotLinearInRate(
                 f"{name} is not linear in its learning rate: twice the rate did not move the parameters twice as far. "
-                "MetaLearner needs updates of the form theta - rate * direction (SGD, Adam, AdamW, RMSprop, Adagrad, ...)."
+                "MetaLearner needs updates of the form theta - rate * direction (SGD, Adam, AdamW, RMSprop, ...)."
             )
     if not _equal(once_state, twice_state):
         raise NotLinearInRate(
-            f"{name} keeps state that depends on its learning rate (a rate inside the momentum buffer, say), so that its "
-            "direction cannot be read off from one step. Use an optimizer that multiplies by the rate last."
+            f"{name} keeps state that depends on its learning rate (a rate inside the momentum buffer, say), so that "
+            "its direction cannot be read off from one step. Use an optimizer that multiplies by the rate last."
         )
+    return True
 
 
 def _smallest_of_each_kind(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -64,6 +73,27 @@ def _smallest_of_each_kind(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def _trial(optimizer: Optimizer, chosen: list[nn.Parameter], factor: float) -> tuple[list[Tensor], Any]:
     """Step copies of the chosen tensors at ``factor`` times the rate; return them and the copies' state."""
+    probe, copies = _probe(optimizer, chosen)
+    for group in probe.param_groups:
+        rate = (float(group["lr"]) or 1.0) * factor
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
+    for parameter, original in zip(copies, chosen, strict=True):
+        assert original.grad is not None
+        parameter.grad = original.grad.detach().clone()
+    try:
+        type(probe).step(probe)
+    except TypeError as error:
+        raise NotLinearInRate(
+            f"{type(optimizer).__name__}.step() cannot be called without a closure ({error}); "
+            "it has no single direction."
+        ) from error
+    state = [dict(probe.state[p]) for p in copies]
+    groups = [{key: value for key, value in g.items() if key not in ("params", "lr")} for g in probe.param_groups]
+    return [p.detach() for p in copies], (state, groups)
+
+
+def _probe(optimizer: Optimizer, chosen: list[nn.Parameter]) -> tuple[Optimizer, list[nn.Parameter]]:
+    """A copy of the optimizer for copies of the chosen tensors alone; nothing that it writes to is shared."""
     kept = {id(p) for p in chosen}
     memo: dict[int, Any] = {}
     for group in optimizer.param_groups:  # what is not probed is shared, not copied
@@ -72,35 +102,26 @@ def _trial(optimizer: Optimizer, chosen: list[nn.Parameter], factor: float) -> t
                 memo[id(parameter)] = parameter
                 if parameter in optimizer.state:
                     memo[id(optimizer.state[parameter])] = optimizer.state[parameter]
+    shared = set(memo)
     probe = copy.deepcopy(optimizer, memo)
     for attribute, value in vars(optimizer).items():  # torch's optimizers copy only state, groups and defaults
-        vars(probe).setdefault(attribute, value)
+        if attribute != "step" and attribute not in vars(probe):  # torch's schedulers bind a step to the original
+            vars(probe)[attribute] = _copied(value, memo)
     for group in probe.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in memo]
-        group["lr"] = group["lr"] * factor
-    copies = [memo[id(p)] for p in chosen]
-    for parameter, original in zip(copies, chosen, strict=True):
-        assert original.grad is not None
-        parameter.grad = original.grad.detach().clone()
+        group["params"] = [p for p in group["params"] if id(p) not in shared]
     probe.param_groups[:] = [group for group in probe.param_groups if group["params"]]
+    return probe, [memo[id(p)] for p in chosen]
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
-        probe.step()
-    except TypeError as error:
-        raise NotLinearInRate(
-            f"{type(optimizer).__name__}.step() cannot be called without a closure ({error}); it has no single direction."
-        ) from error
-    state = [dict(probe.state[p]) for p in copies]
-    groups = [{key: value for key, value in g.items() if key not in ("params", "lr")} for g in probe.param_groups]
-    return [p.detach() for p in copies], (state, groups)
+        return copy.deepcopy(value, memo)
+    except TypeError:  # locks, process groups and the like
+        return value
 
 
-def _factor(before: list[Tensor], moved: list[Tensor]) -> float:
-    """A power of two that brings the largest displacement to about a quarter of the parameters' size."""
-    size = max((float(tensor.abs().max()) for tensor in before), default=0.0) or 1.0
-    step = max((float(tensor.abs().max()) for tensor in moved), default=0.0)
-    if not 0 < step < math.inf:
-        return 1.0
-    return float(2.0 ** min(max(round(math.log2(_PROBE * size / step)), -40), 40))
+def _largest(tensors: list[Tensor]) -> float:
+    return max((float(tensor.abs().max()) for tensor in tensors), default=0.0)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -25,8 +25,8 @@ def validation_slopes(
 
     .. math:: s_k = \langle \nabla L_\mathrm{val}(\theta), \Delta_k \rangle
 
-    The gradient is never held as a whole: each parameter's part is multiplied as it arrives, and let go. Buffers, random
-    streams and the parameters' ``grad`` are afterwards as before.
+    The gradient is never held as a whole: each parameter's part is multiplied as it arrives, and let go. Buffers,
+    random streams, and the parameters' ``grad`` and hooks are afterwards as before.
 
     Args:
         parameters: where the loss is differentiated.
@@ -62,9 +62,9 @@ def validation_slopes(
             loss = validation_loss()
             check_validation_loss(loss)
             for place, parameter in enumerate(parameters):
-                handle = parameter.register_post_accumulate_grad_hook(multiply(place))
-                stack.callback(handle.remove)
-            torch.autograd.backward(loss * loss_scale, inputs=list(parameters))
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(multiply(place))  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss * loss_scale, inputs=[p for p in parameters if p.requires_grad])
     if not slopes:
         raise ValueError("validation_loss does not depend on the optimizer's parameters; it must use the same model.")
     total = torch.stack([slope.to(slopes[0].device) for slope in slopes]).sum(0)

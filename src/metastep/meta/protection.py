@@ -13,18 +13,22 @@ def protected_buffers() -> Iterator[None]:
     """Within, every module that runs finds its buffers back afterwards (batch norm's running statistics and count).
 
     The modules are found by a global forward pre-hook: whoever is called is copied first. So no handle of the model is
-    needed, and networks that a loss closes over, teachers included, are protected as well.
+    needed, and networks that a loss closes over, teachers included, are protected as well. A buffer that is replaced
+    by another tensor comes back as the tensor that it was.
     """
-    saved: dict[Tensor, Tensor] = {}
+    saved: list[tuple[nn.Module, str, Tensor]] = []
+    values: dict[Tensor, Tensor] = {}
     seen: set[nn.Module] = set()
 
     def save(module: nn.Module, args: object) -> None:
         if module in seen:
             return
-        seen.update(module.modules())
-        for buffer in module.buffers():
-            if buffer not in saved:
-                saved[buffer] = buffer.clone()
+        for part in module.modules():
+            if part not in seen:
+                seen.add(part)
+                present = [(name, buffer) for name, buffer in part._buffers.items() if buffer is not None]
+                saved.extend((part, name, buffer) for name, buffer in present)
+                values.update((buffer, buffer.clone()) for _, buffer in present if buffer not in values)
 
     handle = register_module_forward_pre_hook(save)
     try:
@@ -32,13 +36,15 @@ def protected_buffers() -> Iterator[None]:
     finally:
         handle.remove()
         with torch.no_grad():
-            for buffer, before in saved.items():
+            for buffer, before in values.items():
                 buffer.copy_(before)
+        for module, name, buffer in saved:
+            module._buffers[name] = buffer
 
 
 @contextmanager
 def protected_rng(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Within, random numbers may be drawn; afterwards the streams of the CPU and of the tensors' devices stand as before."""
+    """Within, random numbers may be drawn; torch's streams on the CPU and the tensors' devices stand still."""
     devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
     kinds = {device.type for device in devices}
     if not kinds:
@@ -52,13 +58,16 @@ def protected_rng(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def set_aside_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within, ``grad`` of the parameters is free to use; afterwards it is the tensor that it was."""
-    parameters = list(parameters)
-    gradients = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
+    """Within, ``grad`` of the parameters is free to use and nobody else's hook sees it; afterwards all is as it was."""
+    kept = [(parameter, parameter.grad, parameter._post_accumulate_grad_hooks) for parameter in parameters]
+    for parameter, _, hooks in kept:
         parameter.grad = None
+        if hooks is not None:
+            parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient, hooks in kept:
             parameter.grad = gradient
+            if parameter._post_accumulate_grad_hooks is not hooks:
+                parameter._post_accumulate_grad_hooks = hooks

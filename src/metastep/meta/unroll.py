@@ -1,7 +1,7 @@
 """K steps judged together: what is kept while they are taken, and the adjoint that runs back through them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from metastep.meta.adjoint import StepInput, record_input, step_vjp
 from metastep.meta.lookahead import check_validation_loss, copy_parameters, validation_slopes
 from metastep.meta.protection import protected_buffers, protected_rng
 from metastep.schedules import LearnedLR
-from metastep.schedules.base import State
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Window:
         self.first_order = first_order
         self.rates: list[Tensor] = []
         self._taken: list[_Taken] = []
-        self._graph_state: State = lr.state
+        self._graph_state = copy.deepcopy(lr.state)  # a value of our own: on a device the LearnedLR's is written to
 
     @staticmethod
     def check(optimizer: Optimizer, *, first_order: bool, every: int, horizon: int) -> None:
@@ -52,22 +51,22 @@ class Window:
             return
         if "differentiable" not in optimizer.defaults:
             raise ValueError(
-                f"the exact horizon needs an optimizer with a differentiable form, {type(optimizer).__name__} has none; "
-                "use first_order=True."
+                "the exact horizon needs an optimizer with a differentiable form, "
+                f"{type(optimizer).__name__} has none; use first_order=True."
             )
         if horizon >= every:
             raise ValueError(
-                f"every must be > horizon = {horizon} for the exact form, got {every}: the optimizer's first step, which "
-                "creates its state, cannot be differentiated."
+                f"every must be > horizon = {horizon} for the exact form, got {every}: the optimizer's first step, "
+                "which creates its state, cannot be differentiated."
             )
 
-    @contextmanager
-    def recording(self, closure: Callable[[], Tensor] | None) -> Iterator[None]:
-        """Within, one forward pass, backward pass and :meth:`step` happen."""
-        self._closure = closure
-        self._rng = torch.random.get_rng_state() if closure is not None else None
-        self._device_rng = {d: _device_module(d).get_rng_state(d) for d in self._devices()} if closure else {}
-        yield
+    def begin(self, closure: Callable[[], Tensor] | None) -> None:
+        """Call it before the forward pass of each step; with a closure its random numbers can be drawn again."""
+        self._closure, self._rng = closure, None
+        if closure is not None:
+            devices = {p.device for p in self.parameters if p.device.type not in ("cpu", "meta")}
+            on_devices = {device: torch.get_device_module(device).get_rng_state(device) for device in devices}
+            self._rng = torch.random.get_rng_state(), on_devices
 
     def step(self) -> None:
         """Query the schedule with a graph and take the step at its rate."""
@@ -85,7 +84,7 @@ class Window:
                 inputs = record_input(self.lr.optimizer, self.parameters, start)
             self.lr.optimizer.step()
         displacement = [p.detach() - s for p, s in zip(self.parameters, start, strict=True)]
-        self._taken.append(_Taken(displacement, self._closure, (self._rng, self._device_rng), inputs))
+        self._taken.append(_Taken(displacement, self._closure, self._rng, inputs))
         self.rates.append(rate_graph)
         self.lr.tick(rate, state)
 
@@ -116,30 +115,25 @@ class Window:
     def _back(
         self, taken: _Taken, adjoint: list[Tensor], state_adjoint: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """The adjoint before a step from the one after it: through the optimizer, then through the training gradient."""
+        """The adjoint before a step from the one after it: through the optimizer, then the training gradient."""
         assert taken.inputs is not None
         assert taken.closure is not None
         through, gradient_adjoint, state_adjoint = step_vjp(taken.inputs, adjoint, state_adjoint)
         _restore(self.parameters, taken.inputs.start)
-        rng, device_rng = taken.rng
-        torch.random.set_rng_state(rng)
-        for device, state in device_rng.items():
-            _device_module(device).set_rng_state(state, device)
+        cpu, on_devices = taken.rng
+        torch.random.set_rng_state(cpu)
+        for device, state in on_devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
         with torch.enable_grad():
             loss = taken.closure()
             gradient = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
-            pairs = [(g, a) for g, a in zip(gradient, gradient_adjoint, strict=True) if g is not None and g.requires_grad]
+            pairs = [
+                (g, a) for g, a in zip(gradient, gradient_adjoint, strict=True) if g is not None and g.requires_grad
+            ]
             products = torch.autograd.grad(
                 [g for g, _ in pairs], self.parameters, [a for _, a in pairs], allow_unused=True
             )
         return [t if h is None else t + h for t, h in zip(through, products, strict=True)], state_adjoint
-
-    def _devices(self) -> set[torch.device]:
-        return {p.device for p in self.parameters if p.device.type not in ("cpu", "meta")}
-
-
-def _device_module(device: torch.device) -> Any:
-    return torch.get_device_module(device)
 
 
 @torch.no_grad()

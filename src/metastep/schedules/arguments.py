@@ -24,9 +24,7 @@ def whole(name: str, value: SupportsIndex, least: int, remedy: str = "count in o
     return number
 
 
-def between(
-    name: str, value: float, low: float, high: float, remedy: str, *, open_below: bool = False
-) -> float:
+def between(name: str, value: float, low: float, high: float, remedy: str, *, open_below: bool = False) -> float:
     """``value`` as a float, if it is finite and low <= value <= high, or low < value with ``open_below``."""
     try:
         number = float(value)

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metastep.schedules.base import Loss, Rate, Schedule, State
+from metastep.schedules.arguments import whole
+from metastep.schedules.base import Loss, Rate, Schedule, State, state_like
 from metastep.schedules.groups import GroupRates
-from metastep.schedules.phased import Phased
+from metastep.schedules.scaling import RunScale
+from metastep.schedules.stepping import (
+    ObservedClosure,
+    StepArguments,
+    closure_of,
+    is_initialisation,
+    is_skipped_by_scaler,
+)
 from metastep.schedules.window import LossWindow
-
-#: Share of the newest window in the running mean of the loss, from which a scale is re-measured.
-_RECENT = 0.02
 
 
 class LearnedLR:
@@ -29,7 +34,8 @@ class LearnedLR:
     group's initial rate to that of the first group. From then on ``group["lr"]`` belongs to this object.
 
     Call :meth:`observe` with each (micro-batch's) loss before ``optimizer.step()``. A hook of that step averages the
-    window, asks the schedule once, and writes the rate. A step that never comes, as when AMP skips it, ticks nothing.
+    window, asks the schedule once, and writes the rate. A step that never comes, as when AMP skips it, ticks nothing;
+    its losses count in the next. With ``optimizer.step(closure)`` the closure may observe, or just return, the loss.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
@@ -81,16 +87,16 @@ class LearnedLR:
                 f"schedule must be a metastep Schedule, got {type(schedule).__name__}; "
                 "make one (MLRSNet(), Cosine()) or load one: load_schedule(path)."
             )
-        if any(lr._hook is not None for lr in _attached(optimizer)):
+        hooks = optimizer._optimizer_step_pre_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), LearnedLR) for hook in hooks):
             raise ValueError("optimizer has a LearnedLR already; call its detach() first.")
         if initial_loss is not None and not math.isfinite(initial_loss):
             raise ValueError(f"initial_loss must be finite, got {initial_loss}; leave it out to measure it.")
-        if num_classes is not None and num_classes < 2:
-            raise ValueError(f"num_classes must be >= 2, got {num_classes}; leave it out to guess it.")
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"total_steps must be >= 1, got {total_steps}.")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}; 0 means no warm-up.")
+        if num_classes is not None:
+            whole("num_classes", num_classes, 2, "leave it out to guess it")
+        if total_steps is not None:
+            whole("total_steps", total_steps, 1)
+        whole("warmup_steps", warmup_steps, 0, "0 means no warm-up")
         if not 0 <= min_lr <= max_lr or max_lr == 0:
             raise ValueError(f"min_lr and max_lr must satisfy 0 <= min_lr <= max_lr > 0, got {min_lr}, {max_lr}.")
         self.optimizer = optimizer
@@ -98,21 +104,16 @@ class LearnedLR:
         self.schedule = schedule if total_steps is None else schedule.with_total_steps(total_steps)
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
-        self.measure_loss = measure_loss
-        self.initial_loss = None if initial_loss is None else float(initial_loss)
-        self.num_classes = num_classes
-        self.scale: float | None = self.groups.reference if schedule.relative else None
         self.steps = 0
-        self._first_scale: float | None = None
-        self._recent_loss: Rate | None = None
-        self._tracks_recent = isinstance(schedule, Phased) and measure_loss is None
-        self._window = LossWindow()
+        self._scale = RunScale(self.schedule, initial_loss, num_classes, measure_loss)
+        self._window = LossWindow(math.nan if initial_loss is None else initial_loss)
         self._held = False
         self._last_rate: Rate | None = None
         self._device = self.groups.device()
         self._on_host = self._device.type == "cpu"
         self.schedule.to(self._device)
         self.state: State = self.schedule.init_state()
+        self._hook: Any = None
         self._attach()
 
     # ---- the loop's side
@@ -127,12 +128,27 @@ class LearnedLR:
 
     def get_last_lr(self) -> list[float]:
         """The rate of each parameter group as the last step used it (before the first: as it stands)."""
-        return self.groups.read()
+        return self.groups.read() if self._last_rate is None else self.groups.as_written(self._last_rate)
 
     @property
     def non_finite_losses(self) -> int:
         """How many observed losses were NaN or infinite, and ignored."""
         return self._window.ignored
+
+    @property
+    def scale(self) -> float | None:
+        """What the schedule's output is multiplied by (None until gamma is measured)."""
+        return self.groups.reference if self.schedule.relative else self._scale.gamma
+
+    @property
+    def initial_loss(self) -> float | None:
+        """The loss from which gamma was first measured (None until it is known)."""
+        return self._scale.initial_loss
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes in gamma (None until it is known)."""
+        return self._scale.num_classes
 
     def detach(self) -> None:
         """Let go of the optimizer: its rates stay as they are and nothing writes them any more."""
@@ -156,19 +172,10 @@ class LearnedLR:
         loss = self._window.close()
         if self._on_host and isinstance(loss, Tensor):
             loss = loss.item()
-        if self.schedule.relative:
-            return loss
-        if self.scale is None and not self._measure_scale(loss):
-            return None
-        if isinstance(loss, float) and math.isnan(loss):
-            loss = cast(float, self.initial_loss)
-        if self._tracks_recent:
-            recent = loss if self._recent_loss is None else self._recent_loss
-            self._recent_loss = recent + _RECENT * (loss - recent)
-        if self.schedule.remeasures(self.steps):
-            self._measure_scale_again()
-        assert self.num_classes is not None
-        return self.schedule.scale.normalize(loss, self.num_classes)
+        if not self.schedule.relative:
+            return self._scale.read(loss, self.steps)
+        unknown = self.schedule.needs_loss and isinstance(loss, float) and math.isnan(loss)
+        return None if unknown else loss
 
     def ask(self, loss: Loss) -> tuple[Rate, State]:
         """Return the first group's rate for this loss, and the state after it; nothing is changed.
@@ -186,11 +193,12 @@ class LearnedLR:
     def ask_with_graph(self, loss: Loss, state: State) -> tuple[Tensor, State]:
         """Return a rate that is differentiable with respect to the schedule's weights, from a given state."""
         alpha, state = self.schedule(loss, state)
-        return cast(Tensor, self._bounded(alpha)), state
+        return cast("Tensor", self._bounded(alpha)), state
 
     def _bounded(self, alpha: Rate) -> Rate:
-        assert self.scale is not None
-        rate = alpha * self.scale
+        scale = self.scale
+        assert scale is not None
+        rate = alpha * scale
         if self.steps < self.warmup_steps:
             rate = rate * ((self.steps + 1) / self.warmup_steps)
         if isinstance(rate, Tensor):
@@ -217,81 +225,38 @@ class LearnedLR:
         finally:
             self._held = False
 
-    def _measure_scale(self, loss: Loss) -> bool:
-        """Set gamma from the initial loss; False if there is no finite loss to set it from."""
-        if self.initial_loss is None:
-            initial = float(loss)
-            if not math.isfinite(initial):
-                return False
-            self.initial_loss = initial
-        rule = self.schedule.scale
-        if self.num_classes is None:
-            self.num_classes = rule.guess_num_classes(self.initial_loss)
-        self.scale = self._first_scale = rule.gamma(self.initial_loss, self.num_classes)
-        return True
-
-    def _measure_scale_again(self) -> None:
-        measured = self._recent_loss if self.measure_loss is None else self.measure_loss()
-        assert measured is not None
-        assert self.num_classes is not None
-        if math.isfinite(loss := float(measured)):
-            self.scale = self.schedule.scale.gamma(loss, self.num_classes, first=self._first_scale)
-
     # ---- the optimizer's side
 
     def _attach(self) -> None:
-        self._hook: Any = self.optimizer.register_step_pre_hook(self._before_step)
+        self._hook = self.optimizer.register_step_pre_hook(self._before_step)
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._held or self._is_initialisation() or self._is_skipped():
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
+        if self._held or is_skipped_by_scaler(optimizer):
             return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None or not self.schedule.needs_loss or self._window.calls:
+        if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
+            return None
+        closure = closure_of(args, kwargs)
+        if closure is None or not self.schedule.needs_loss:
             self._advance()
             return None
-        first = True
+        observed = self._window.calls
 
-        def observing() -> Any:
-            nonlocal first
-            loss = closure()
-            if first:  # a line search may call the closure again; the step has one rate
-                first = False
-                if self._window.calls == 0:
-                    self.observe(loss)
-                self._advance()
-            return loss
+        def first(loss: Any) -> None:
+            if observed == self._window.calls == 0:
+                self.observe(loss)
+            self._advance()
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": observing}
-        return (args[0], observing, *args[2:]), kwargs
+        return ObservedClosure(closure, first, self._window.discard).put_into(optimizer, args, kwargs)
 
     def _advance(self) -> None:
         loss = self.close_window()
         if loss is not None:
             self.tick(*self.ask(loss))
 
-    def _is_initialisation(self) -> bool:
-        """True in the empty step at rate zero by which torch.distributed.checkpoint creates optimizer state."""
-        if self._window.calls or self.groups.reference == 0:
-            return False
-        ours = not isinstance(self._last_rate, Tensor) and self._last_rate == 0
-        return not ours and self.groups.all_zero()
-
-    def _is_skipped(self) -> bool:
-        """True if a fused optimizer under GradScaler will skip this step on the device (read once, as torch does)."""
-        found_inf = getattr(self.optimizer, "found_inf", None)
-        if found_inf is None or not float(found_inf):
-            return False
-        self._window.close()
-        return True
-
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-exact resume needs, the schedule's weights included: numbers, strings, and tensors."""
-        recent = self._recent_loss
         state = {
             "schema": 1,
             "schedule": type(self.schedule).__name__,
@@ -299,11 +264,7 @@ class LearnedLR:
             "weights": dict(self.schedule.state_dict()),
             "state": self.state,
             "steps": self.steps,
-            "initial_loss": self.initial_loss,
-            "num_classes": self.num_classes,
-            "scale": self.scale,
-            "first_scale": self._first_scale,
-            "recent_loss": None if recent is None else float(recent),
+            **self._scale.state_dict(),
             "last_rate": None if self._last_rate is None else float(self._last_rate),
             "bases": self.groups.bases,
             "window": self._window.state_dict(),
@@ -319,7 +280,9 @@ class LearnedLR:
         expected = self.state_dict()
         missing = expected.keys() - state_dict.keys()
         if missing:
-            raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}; it is no LearnedLR state, or an older one.")
+            raise ValueError(
+                f"state_dict lacks {', '.join(sorted(missing))}; it is no LearnedLR state, or an older one."
+            )
         # The state of a closed form is a step, which goes on under another horizon; weights fit one configuration.
         for key in ("schema", "schedule") if self.schedule.relative else ("schema", "schedule", "config"):
             if state_dict[key] != expected[key]:
@@ -327,14 +290,19 @@ class LearnedLR:
                     f"state_dict has {key} {state_dict[key]!r}, this LearnedLR has {expected[key]!r}; "
                     "construct it with the schedule that was saved."
                 )
+        groups = len(self.optimizer.param_groups)
+        if len(state_dict["bases"]) > groups:
+            raise ValueError(
+                f"state_dict is of {len(state_dict['bases'])} parameter groups, the optimizer has {groups}; "
+                "add the groups before loading."
+            )
         state = copy.deepcopy(state_dict)
+        recurrent = state_like(self.schedule.init_state(), state["state"])
         self.schedule.load_state_dict(state["weights"])
         self.schedule.weights_changed()
-        self.state = _to_device(state["state"], self._device)
-        self.steps = state["steps"]
-        self.initial_loss, self.num_classes = state["initial_loss"], state["num_classes"]
-        self.scale, self._first_scale = state["scale"], state["first_scale"]
-        self._recent_loss, self._last_rate = state["recent_loss"], state["last_rate"]
+        self.state = recurrent
+        self.steps, self._last_rate = state["steps"], state["last_rate"]
+        self._scale.load_state_dict(state)
         self.groups.set_bases(state["bases"])
         self._window.load_state_dict(state["window"])
 
@@ -342,26 +310,10 @@ class LearnedLR:
         return {**self.__dict__, "_hook": self._hook is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._hook:
+        self.__dict__.update(state, _hook=None)
+        if state["_hook"]:
             self._attach()
 
     def __repr__(self) -> str:
         rate = "no step yet" if self._last_rate is None else f"rate {float(self._last_rate):.3g}"
         return f"LearnedLR({type(self.optimizer).__name__}, {type(self.schedule).__name__}, {self.steps} steps, {rate})"
-
-
-def _attached(optimizer: Optimizer) -> Iterator[LearnedLR]:
-    """The LearnedLR objects among the owners of an optimizer's step hooks."""
-    for hook in optimizer._optimizer_step_pre_hooks.values():
-        owner = getattr(hook, "__self__", None)
-        if isinstance(owner, LearnedLR):
-            yield owner
-
-
-def _to_device(state: State, device: torch.device) -> State:
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if isinstance(state, tuple | list):
-        return tuple(_to_device(part, device) for part in state)
-    return state

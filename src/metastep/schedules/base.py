@@ -14,6 +14,24 @@ Loss: TypeAlias = float | Tensor
 Rate: TypeAlias = float | Tensor
 
 
+def state_like(template: State, state: State) -> State:
+    """Return a saved state on the device and in the dtype of a fresh one.
+
+    Raises:
+        ValueError: if it is not of the same make.
+    """
+    if isinstance(template, Tensor):
+        if not isinstance(state, Tensor) or state.shape != template.shape:
+            found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            raise ValueError(f"state must be a tensor of shape {tuple(template.shape)}, got {found}.")
+        return state.to(template)
+    if isinstance(template, tuple):
+        if not isinstance(state, tuple | list) or len(state) != len(template):
+            raise ValueError(f"state must have {len(template)} parts, got {state!r}.")
+        return tuple(state_like(part, saved) for part, saved in zip(template, state, strict=True))
+    return state
+
+
 class Schedule(nn.Module, ABC):
     """Maps the training loss to a learning rate, step by step, with an explicit state.
 

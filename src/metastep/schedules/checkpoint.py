@@ -59,7 +59,7 @@ def build_schedule(name: str, config: dict[str, Any]) -> Schedule:
 def save_schedule(schedule: Schedule, path: str | Path) -> None:
     """Write a schedule, its configuration and scale rule included, to a safetensors file.
 
-    The file is replaced as a whole or not at all; it has the checksum of its tensors.
+    The file is replaced as a whole or not at all; it has the checksum of its content.
 
     Args:
         schedule: any metastep schedule.
@@ -76,14 +76,9 @@ def save_schedule(schedule: Schedule, path: str | Path) -> None:
     """
     if type(schedule).__name__ not in _BUILDERS:
         raise TypeError(f"schedule must be one of {', '.join(_BUILDERS)}, got {type(schedule).__name__}.")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in schedule.state_dict().items()}
-    metadata = {
-        "format": _FORMAT,
-        "schema": _SCHEMA,
-        "class": type(schedule).__name__,
-        "config": json.dumps(schedule.config()),
-        "sha256": _checksum(tensors),
-    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in schedule.state_dict().items()}
+    described = {"class": type(schedule).__name__, "config": json.dumps(schedule.config())}
+    metadata = {"format": _FORMAT, "schema": _SCHEMA, **described, "sha256": _checksum(tensors, described)}
     write_atomically(Path(path), safetensors.torch.save(tensors, metadata=metadata))
 
 
@@ -104,16 +99,23 @@ def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = Non
     """
     path = Path(path_or_name)
     if not path.is_file():
-        raise FileNotFoundError(f"no schedule file {str(path_or_name)!r}; give the path of a .safetensors or .pth file.")
+        raise FileNotFoundError(
+            f"no schedule file {str(path_or_name)!r}; give the path of a .safetensors or .pth file."
+        )
     data = path.read_bytes()
+    schedule: Schedule
     if data[8:9] == b"{":
         if gate_layout is not None:
             raise ScheduleFileError(f"{path}: gate_layout is stored in the file; leave the argument out.")
-        return _read(path, data)
-    try:
-        return read_published(data, gate_layout or "ifgo")
-    except ValueError as error:
-        raise ScheduleFileError(f"{path}: {error}") from error
+        schedule = _read(path, data)
+    else:
+        try:
+            schedule = read_published(data, gate_layout or "ifgo")
+        except ValueError as error:
+            raise ScheduleFileError(f"{path}: {error}") from error
+    if not all(weight.isfinite().all() for weight in schedule.state_dict().values()):
+        raise ScheduleFileError(f"{path}: some weights are not finite; such a schedule sets no rate.")
+    return schedule
 
 
 def _read(path: Path, data: bytes) -> Schedule:
@@ -128,8 +130,8 @@ def _read(path: Path, data: bytes) -> Schedule:
             f"{path}: not a metastep schedule of schema {_SCHEMA}; its metadata says "
             f"format {metadata.get('format')!r}, schema {metadata.get('schema')!r}."
         )
-    if metadata.get("sha256") != _checksum(tensors):
-        raise ScheduleFileError(f"{path}: the checksum of the weights does not agree; the file is damaged.")
+    if metadata.get("sha256") != _checksum(tensors, metadata):
+        raise ScheduleFileError(f"{path}: the checksum of the content does not agree; the file is damaged.")
     try:
         schedule = build_schedule(metadata["class"], json.loads(metadata["config"]))
         if tensors:
@@ -140,10 +142,10 @@ def _read(path: Path, data: bytes) -> Schedule:
     return schedule
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(f"{metadata.get('class')}{metadata.get('config')}".encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(cast(Any, tensor.flatten().view(torch.uint8)).numpy().tobytes())
+        digest.update(cast("Any", tensor.flatten().view(torch.uint8)).numpy().tobytes())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """One rate for the network, many parameter groups: their ratios are kept, and rates are written where they live."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,30 +13,37 @@ class GroupRates:
 
     The reference is the first group whose initial rate is not zero; a group that joins later keeps the ratio of the
     rate it came with. Tensor rates are written in place, numbers are replaced.
+
+    Attributes:
+        bases: the groups' initial rates.
+        reference: that of the reference group (0 if every group's is).
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.bases: list[float] = []
-        self._ratios: list[float] = []
-        self.adopt_new_groups()
-
-    @property
-    def reference(self) -> float:
-        """Initial rate of the reference group (0 if every group's is)."""
-        return next((base for base in self.bases if base != 0), 0.0)
+        self.set_bases([])
 
     def adopt_new_groups(self) -> None:
         """Take the rates of groups that were added since the last call as their initial ones."""
-        groups = self.optimizer.param_groups
-        if len(groups) != len(self.bases):
-            self.set_bases(self.bases + [float(group["lr"]) for group in groups[len(self.bases) :]])
+        if len(self.bases) != len(self.optimizer.param_groups):
+            self.set_bases(self.bases)
 
     def set_bases(self, bases: Sequence[float]) -> None:
-        """Set the groups' initial rates."""
+        """Set the initial rates of the first groups; the others' are what they have now."""
+        groups = self.optimizer.param_groups
         self.bases = list(bases)
-        reference = self.reference
-        self._ratios = [base / reference if reference else 1.0 for base in self.bases]
+        for place in range(len(bases), len(groups)):
+            self.bases.append(self._initial_rate(groups, place))
+        self.reference = next((base for base in self.bases if base != 0), 0.0)
+        self._ratios = [base / self.reference if self.reference else 1.0 for base in self.bases]
+
+    def _initial_rate(self, groups: list[dict[str, Any]], place: int) -> float:
+        lr = groups[place]["lr"]
+        if isinstance(lr, Tensor):  # torch gives its default tensor to every group without a rate of its own
+            for earlier in range(place):
+                if groups[earlier]["lr"] is lr:
+                    return self.bases[earlier]
+        return float(lr)
 
     def device(self) -> torch.device:
         """Where rates are computed: the accelerator on which a tensor rate lives, otherwise the CPU."""
@@ -54,6 +62,15 @@ class GroupRates:
                 lr.copy_(value)
             else:
                 lr.fill_(value)
+
+    def as_written(self, rate: float | Tensor) -> list[float]:
+        """The numbers that :meth:`write` puts into the groups for this rate (reads the device, if it is there)."""
+        self.adopt_new_groups()
+        numbers = []
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+            value, lr = rate * ratio, group["lr"]
+            numbers.append(float(torch.as_tensor(value, dtype=lr.dtype) if isinstance(lr, Tensor) else value))
+        return numbers
 
     def read(self) -> list[float]:
         """The groups' rates as they are now, as fresh numbers (reads the device, if tensors are there)."""

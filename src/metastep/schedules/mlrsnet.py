@@ -20,12 +20,12 @@ _GATES: dict[GateLayout, tuple[tuple[int, int, int, int], float]] = {
 
 #: The network never sees a loss beyond this magnitude: float32 products of it stay finite.
 _LARGEST_LOSS = 1e6
-#: The output is sigmoid(x) for |x| up to this: never 0, never NaN, and no overflow in exp.
-_LARGEST_LOGIT = 30.0
+#: The output is sigmoid(x) for x in this range: in float32, too, it is neither 0 nor 1.
+_LOGITS = (-30.0, 15.0)
 
 
 class Cell(nn.Module):
-    """One LSTM cell whose four gates are each reached through a ReLU bottleneck."""
+    """One LSTM cell whose four gates are reached through ReLU bottlenecks, one for the input and one for h."""
 
     def __init__(self, input_size: int, hidden_size: int, bottleneck: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Cell(nn.Module):
         self.hidden_gates = nn.Linear(bottleneck, 4 * hidden_size)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Return the gates before their nonlinearities: (4 * hidden_size,) from x (input_size,) and h (hidden_size,)."""
+        """Return the four gates before their nonlinearities, (4H,), from x (input_size,) and h (H,)."""
         from_input: Tensor = self.input_gates(torch.relu(self.input_bottleneck(x)))
         from_hidden: Tensor = self.hidden_gates(torch.relu(self.hidden_bottleneck(hidden)))
         return from_input + from_hidden
@@ -64,8 +64,8 @@ class MLRSNet(Schedule):
     Raises:
         ValueError: for sizes below 1 or an unknown gate layout.
 
-    Source: arXiv 2007.14546. *Differs from the paper:* a loss is clipped to +-1e6 and the last logit to +-30, so
-    that the output is positive and finite for every finite loss.
+    Source: arXiv 2007.14546. *Differs from the paper:* a loss is clipped to +-1e6 and the last logit to [-30, 15],
+    so that the output is in (0, 1) for every finite loss.
 
     Example:
         >>> net = MLRSNet()
@@ -102,7 +102,7 @@ class MLRSNet(Schedule):
         )
         self.output = nn.Linear(hidden_size, 1)
         self._packed: PackedCells | None = None
-        self.register_load_state_dict_post_hook(_weights_changed)
+        self.register_load_state_dict_post_hook(_weights_changed)  # type: ignore[no-untyped-call]
 
     def init_state(self) -> Tensor:
         """Zeros of shape (num_layers, 2, hidden_size), of the weights' dtype and on their device."""
@@ -126,7 +126,7 @@ class MLRSNet(Schedule):
             memory = torch.sigmoid(z_forget + self.forget_shift) * memory + torch.sigmoid(z_input) * torch.tanh(z_new)
             x = torch.sigmoid(z_output) * torch.tanh(memory)
             layers.append(torch.stack((x, memory)))
-        logit = self.output(x).clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        logit = self.output(x).clamp(*_LOGITS)
         return torch.sigmoid(logit).squeeze(0), torch.stack(layers)
 
     def query(self, loss: float, state: State) -> tuple[float, Tensor]:
@@ -137,15 +137,16 @@ class MLRSNet(Schedule):
                 return super().query(loss, state)
             packed = self._packed = PackedCells(self)
         logit, state = packed(min(max(loss, -_LARGEST_LOSS), _LARGEST_LOSS), state)
-        return 1 / (1 + math.exp(-min(max(logit, -_LARGEST_LOGIT), _LARGEST_LOGIT))), state
+        return 1 / (1 + math.exp(-min(max(logit, _LOGITS[0]), _LOGITS[1]))), state
 
     def weights_changed(self) -> None:
-        """Forget the packed copy of the weights (needed only after writing to ``parameter.data``)."""
+        """Forget the packed copy of the weights; needed only after replacing a parameter or writing to its ``data``."""
         self._packed = None
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:  # .to(), .double(), ... may replace the storage
         self._packed = None
-        return super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
 
     def config(self) -> dict[str, Any]:
         """Keyword arguments, of JSON types; :meth:`from_config` makes the network again."""

@@ -7,7 +7,8 @@ sigmoid(z) = tanh(z / 2) / 2 + 1/2 makes one tanh do for all four gates (the inn
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from metastep.schedules.mlrsnet import Cell, MLRSNet
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[Any]
+
+_version = attrgetter("_version")
+_dot, _maximum, _tanh, _multiply, _add = np.dot, np.maximum, np.tanh, np.multiply, np.add
 
 
 class PackedCells:
@@ -25,7 +29,9 @@ class PackedCells:
 
     def __init__(self, net: MLRSNet) -> None:
         self._parameters = list(net.parameters())
-        self._versions = [parameter._version for parameter in self._parameters]
+        self._versions = list(map(_version, self._parameters))
+        self._latest: tuple[Tensor | None, Array] = None, np.empty(0)  # the last state given out, and its memory
+        self._shape = (net.num_layers, 2, net.hidden_size)
         self._layers = [_PackedCell(cell, net) for cell in net.cells]  # type: ignore[arg-type]
         self._output: Array = net.output.weight.detach()[0].numpy().copy()
         self._output_bias = net.output.bias.item()
@@ -37,23 +43,31 @@ class PackedCells:
 
     def is_stale(self) -> bool:
         """True once a parameter was written in place."""
-        return [parameter._version for parameter in self._parameters] != self._versions
+        return list(map(_version, self._parameters)) != self._versions
 
     def __call__(self, loss: float, state: Tensor) -> tuple[float, Tensor]:
         """Return the logit of alpha and the next state (num_layers, 2, H)."""
-        old: Array = state.numpy()
-        new: Array = np.empty_like(old)
+        if state is self._latest[0]:
+            old = self._latest[1]
+        else:
+            old = state.detach().numpy()
+            if old.shape != self._shape:
+                raise ValueError(f"state must have shape {self._shape}, got {old.shape}; see init_state().")
+        new: Array = np.empty(self._shape, self._output.dtype)
         below: float | Array = loss
-        for layer, cell in enumerate(self._layers):
-            below = cell(below, old[layer], new[layer])
-        return float(self._output.dot(below)) + self._output_bias, torch.from_numpy(new)
+        for cell, before, after in zip(self._layers, old, new, strict=True):
+            below = cell(below, before, after)
+        state = torch.from_numpy(new)
+        self._latest = state, new
+        return float(self._output.dot(below)) + self._output_bias, state
 
 
 class _PackedCell:
-    """One cell. Shapes, for H hidden units, bottleneck B, and I inputs (1 in the first layer, H above it):
+    """One cell, for H hidden units, bottleneck B, and I inputs (1 in the first layer, H above it).
 
     ``into`` (2B + 1, H + I + 1) maps the source (h, x, 1) to both bottlenecks and a constant 1; ``gates`` (4H, 2B + 1)
-    maps those to z / 2 of the gates i, f, o and to z of g. The buffers are scratch: no value in them outlives a call.
+    maps those to z / 2 of the gates i, f, o and to z of g. Both lie in memory by columns, which is the faster product.
+    The buffers are scratch: no value in them outlives a call.
     """
 
     @torch.no_grad()
@@ -72,31 +86,34 @@ class _PackedCell:
         gates = torch.cat((z_input / 2, z_forget / 2, z_output / 2, z_new))
         gates[hidden : 2 * hidden, -1] += net.forget_shift / 2
 
-        self._into: Array = into.numpy()
-        self._gates: Array = gates.numpy()
-        self._half = self._into.dtype.type(0.5)
-        source = np.ones(into.shape[1], self._into.dtype)
+        self._into: Array = np.asfortranarray(into.numpy())
+        self._gates: Array = np.asfortranarray(gates.numpy())
+        dtype = self._into.dtype
+        source = np.ones(into.shape[1], dtype)
         self._source, self._source_hidden, self._source_input = source, source[:hidden], source[hidden:-1]
-        self._bottleneck = np.empty(2 * bottleneck + 1, source.dtype)
-        z = np.empty(4 * hidden, source.dtype)
+        self._bottleneck = np.empty(2 * bottleneck + 1, dtype)
+        z = np.empty(4 * hidden, dtype)
         self._z, self._sigmoids = z, z[: 3 * hidden]
         self._input, self._forget, self._exit, self._new = z.reshape(4, hidden)
+        self._half = np.full_like(self._sigmoids, 0.5)  # arrays, because numpy takes longer over a scalar
+        self._zero = np.zeros_like(self._bottleneck)
 
     def __call__(self, x: float | Array, old: Array, new: Array) -> Array:
         """Fill ``new`` (2, H) from the state ``old`` (2, H) and the input; return the new h."""
+        old_hidden, old_memory = old
         hidden, memory = new
-        self._source_hidden[:] = old[0]
+        sigmoids, half = self._sigmoids, self._half
+        self._source_hidden[:] = old_hidden
         self._source_input[:] = x
-        np.dot(self._into, self._source, out=self._bottleneck)
-        np.maximum(self._bottleneck, 0, out=self._bottleneck)
-        np.dot(self._gates, self._bottleneck, out=self._z)
-        np.tanh(self._z, out=self._z)
-        sigmoids = self._sigmoids
-        sigmoids *= self._half
-        sigmoids += self._half
-        np.multiply(self._forget, old[1], out=memory)
-        np.multiply(self._input, self._new, out=hidden)
-        memory += hidden
-        np.tanh(memory, out=hidden)
-        hidden *= self._exit
-        return hidden
+        _dot(self._into, self._source, self._bottleneck)
+        _maximum(self._bottleneck, self._zero, out=self._bottleneck)
+        _dot(self._gates, self._bottleneck, self._z)
+        _tanh(self._z, self._z)
+        _multiply(sigmoids, half, sigmoids)
+        _add(sigmoids, half, sigmoids)
+        _multiply(self._forget, old_memory, memory)
+        _multiply(self._input, self._new, hidden)
+        _add(memory, hidden, memory)
+        _tanh(memory, hidden)
+        _multiply(hidden, self._exit, hidden)
+        return hidden  # type: ignore[no-any-return]

@@ -107,7 +107,7 @@ class Phased(Schedule):
             )
         self.schedules = nn.ModuleList(schedules)
         self.boundaries = None if boundaries is None else tuple(boundaries)
-        self.scale: ScaleRule = first.scale  # type: ignore[assignment]
+        self.scale = first.scale
 
     def init_state(self) -> tuple[int, State]:
         """Step 0 and the first snapshot's initial state."""
@@ -129,11 +129,16 @@ class Phased(Schedule):
         """True at the first step of each phase but the first."""
         return self.boundaries is not None and step in self.boundaries
 
+    def weights_changed(self) -> None:
+        """Tell every snapshot."""
+        for phase in range(len(self.schedules)):
+            self._member(phase).weights_changed()
+
     def with_total_steps(self, total_steps: int) -> Self:
         """These snapshots (the same modules) over ``total_steps``; itself if the boundaries are known already."""
         if self.boundaries is not None:
             return self
-        return type(self)(list(self.schedules), total_steps=total_steps)  # type: ignore[arg-type]
+        return type(self)([self._member(k) for k in range(len(self.schedules))], total_steps=total_steps)
 
     def staircase(self, loss: float = 1.0, queries: int = 200) -> "Phased":
         """The control: each snapshot replaced by the output at which it settles when fed a constant loss."""
@@ -160,7 +165,6 @@ class Phased(Schedule):
 
     def config(self) -> dict[str, Any]:
         """Keyword arguments, of JSON types, with those of every member."""
-        members = [{"class": type(s).__name__, "config": s.config()} for s in self.schedules]  # type: ignore[operator]
+        snapshots = [self._member(phase) for phase in range(len(self.schedules))]
+        members = [{"class": type(snapshot).__name__, "config": snapshot.config()} for snapshot in snapshots]
         return {"schedules": members, "boundaries": None if self.boundaries is None else list(self.boundaries)}
-
-

@@ -10,6 +10,8 @@ ScaleMode = Literal["recompute", "freeze", "floor"]
 
 #: No measured scale is ever smaller than this, nor than this fraction of the run's first one.
 _SMALLEST = 1e-3
+#: A loss (perplexity) beyond this counts as this: the scale then still fits into float32.
+_LARGEST_LEVEL = math.exp(30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class ScaleRule:
         text: True for language models, whose loss is in nats per token.
 
     The published rule is zero at :math:`L_0 = 1/C`, negative below it, and undefined for a negative loss. Here the
-    magnitude of the loss counts, and the result is never below 0.001 or, when measured again, 0.001 times the first.
+    magnitude of the loss counts, up to e^30, and the result is never below 0.001 or, when measured again, 0.001 times
+    the first.
 
     Source: arXiv 2007.14546; the pitfalls are those of its published code.
 
@@ -65,10 +68,10 @@ class ScaleRule:
             raise ValueError(f"num_classes must be >= 2, got {num_classes}.")
         if first is not None and self.mode == "freeze":
             return first
-        level = math.exp(min(loss, 30.0)) if self.text else abs(loss)
+        level = min(math.exp(min(loss, 30.0)) if self.text else abs(loss), _LARGEST_LEVEL)
         measured = 0.0
         if level > 0:
-            measured = math.sqrt(level) * abs(math.log(level * num_classes)) / num_classes**0.25 / 4
+            measured = math.sqrt(level) * abs(math.log(level) + math.log(num_classes)) / num_classes**0.25 / 4
         if first is None:
             return max(measured, _SMALLEST)
         return max(measured, first * (self.floor if self.mode == "floor" else _SMALLEST))

@@ -12,12 +12,15 @@ class LossWindow:
 
     Python floats and CPU tensors are summed on the host. Tensors on an accelerator are summed there, in place, so that
     observing one neither waits for the device nor breaks the capture of a CUDA graph.
+
+    Args:
+        last: stands for the mean of a window without a finite loss until there was one with; NaN if unknown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: float = math.nan) -> None:
         self.calls = 0  # in the open window
         self._sum, self._count, self._ignored = 0.0, 0, 0
-        self._last = math.nan  # mean of the last window that had a finite loss
+        self._last = last
         self._device: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # sum, count, ignored, last: 0-d float32
         self._device_in_use = False  # in the open window
 
@@ -76,14 +79,19 @@ class LossWindow:
             count += self._count
             last.copy_(torch.where(count > 0, total / count.clamp(min=1), last))
             mean = last.clone()
-            total.zero_()
-            count.zero_()
         else:
             if self._count:
                 self._last = self._sum / self._count
             mean = self._last
-        self.calls, self._sum, self._count, self._device_in_use = 0, 0.0, 0, False
+        self.discard()
         return mean
+
+    def discard(self) -> None:
+        """Forget the losses of the open window."""
+        self.calls, self._sum, self._count, self._device_in_use = 0, 0.0, 0, False
+        if self._device is not None:
+            self._device[0].zero_()
+            self._device[1].zero_()
 
     @property
     def ignored(self) -> int:
