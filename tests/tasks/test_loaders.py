@@ -104,6 +104,7 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused_before_it_runs(tmp_p
         (pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [1]}), "it holds an array of type f8"),
         (pickle.dumps({b"data": np.zeros((1, 99), np.uint8), b"labels": [1]}), r"must hold \(1, 3072\) pixels"),
         (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}), r"must hold \(1, 3072\) pixels"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": ["cat"]}), "must hold labels in 0..99"),
         (b"\x80\x02c_codecs\nencode\n(X\x01\0\0\0aX\x03\0\0\0zipt R.", "must be a pickled CIFAR batch"),
     ],
 )
@@ -200,7 +201,20 @@ def test_parquet_files_without_images_labels_or_pixels_are_refused(tmp_path):
     for content in (b"no image", b"", None):
         column = pa.array([content], pa.binary())
         pq.write_table(pa.table({"img": column, "label": [1]}), file)
-        with pytest.raises(ValueError, match=r"^image 0 of 1 must be JPEG, PNG or the like"):
+        with pytest.raises(ValueError, match=r"^image 0 of .* must be JPEG, PNG or the like"):
+            read_parquet([file], channels=3)
+
+
+def test_broken_parquet_files_and_labels_that_are_no_numbers_are_refused(tmp_path):
+    file = tmp_path / "x.parquet"
+    file.write_bytes(b"no parquet at all")
+    with pytest.raises(ValueError, match=r"x\.parquet must be a parquet file, got a broken one"):
+        read_parquet([file], channels=3)
+    for label in ("cat", 1.5, None):
+        pq.write_table(
+            pa.table({"img": [b""], "label": pa.array([label], pa.int64() if label is None else None)}), file
+        )
+        with pytest.raises(ValueError, match=r"x\.parquet must have an integer label for every image"):
             read_parquet([file], channels=3)
 
 
@@ -223,7 +237,7 @@ def test_an_empty_folder_and_images_of_several_sizes_are_refused(tmp_path, pixel
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.png").write_bytes(png(pixels[0]))
     (tmp_path / "a" / "1.png").write_bytes(png(pixels[0, :5]))
-    with pytest.raises(ValueError, match=r"size of the first, \(32, 32\), got \(5, 32\) at 1; resize"):
+    with pytest.raises(ValueError, match=r"1\.png must have the size of .*0\.png, \(32, 32\), got \(5, 32\); resize"):
         read_image_folder(tmp_path)
 
 

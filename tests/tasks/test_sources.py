@@ -129,9 +129,10 @@ def test_images_of_another_shape_and_labels_out_of_range_are_refused(tmp_path):
         write_idx(tmp_path / "mnist" / f"{split}-labels-idx1-ubyte", np.zeros(4, np.uint8))
     with pytest.raises(ValueError, match=r"must hold images of shape \(28, 28, 1\), got \(20, 20, 1\)"):
         load_task("mnist/mlp", data_dir=tmp_path)
-    write_cifar(tmp_path / "cifar-100-python", ["train", "test"], key=b"fine_labels", classes=102, each=300)
-    with pytest.raises(ValueError, match=r"must hold labels in 0\.\.99, got 0\.\.101"):
-        load_task("cifar100/wrn-28-10", data_dir=tmp_path)
+    names = [*TRAIN_BATCHES, "test_batch"]
+    write_cifar(tmp_path / "cifar-10-batches-py", names, key=b"labels", classes=12)
+    with pytest.raises(ValueError, match=r"must hold labels in 0\.\.9, got 0\.\.11"):
+        load_task("cifar10/resnet8", data_dir=tmp_path)
 
 
 def test_the_standard_treebank_files_come_before_the_remains(tmp_path):

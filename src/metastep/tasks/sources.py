@@ -40,6 +40,7 @@ class Found(Generic[LayoutT]):
     """The files of one layout, in the order of its patterns and then of their names."""
 
     layout: LayoutT
+    folder: Path
     train: list[Path]
     test: list[Path]
 
@@ -74,14 +75,14 @@ def find_files(name: str, layouts: Sequence[LayoutT], data_dir: Path | str | Non
                 train = [sorted(folder.glob(pattern)) for pattern in layout.train]
                 test = [sorted(folder.glob(pattern)) for pattern in layout.test]
                 if all(train) and all(test):
-                    return Found(layout, list(chain(*train)), list(chain(*test)))
+                    return Found(layout, folder, list(chain(*train)), list(chain(*test)))
                 if any(train) or any(test):
                     patterns = zip(layout.train + layout.test, train + test, strict=True)
                     lacking = ", ".join(pattern for pattern, files in patterns if not files)
                     partial = partial or f" ({folder} is there, but lacks {lacking})"
     raise MissingData(
         f"{name} must be on this machine as {'; or as '.join(map(str, layouts))}; none found in "
-        f"{', '.join(str(root.absolute()) for root in roots)}{partial}; "
+        f"{', '.join(os.path.abspath(root) for root in roots)}{partial}; "
         "pass data_dir or set METASTEP_DATA to the folder that holds it."
     )
 

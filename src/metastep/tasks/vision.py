@@ -58,14 +58,9 @@ class ImageSet:
         found = find_files(self.title, self.formats, request.data_dir)
         train, test = (self._store(found.layout, files) for files in (found.train, found.test))
         return ImageData(
-            splits_by_name=split_images(
-                train,
-                test,
-                request=request,
-                num_classes=self.num_classes,
-            ),
+            splits_by_name=split_images(train, test, request=request, num_classes=self.num_classes),
             num_classes=self.num_classes,
-            notes=f"{self.title} from {found.train[0].parent / found.layout.train[0]}",
+            notes=f"{self.title} from {found.folder.name}/{found.layout.train[0]}",
             mean=tuple(255 * value for value in self.mean),
             std=tuple(255 * value for value in self.std),
             padding=self.padding,

@@ -24,7 +24,7 @@ class _Type:
 class _Array:
     """Stands in for an array that is filled after it was made."""
 
-    values: NDArray[np.uint8]
+    values: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Type, bool, bytes]) -> None:
         _, shape, kind, by_column, raw = state
@@ -94,6 +94,9 @@ def read_cifar(files: Sequence[Path]) -> Labelled:
         classes = batch.get("fine_labels", batch.get("labels"))
         if not isinstance(pixels, _Array) or not isinstance(classes, list):
             raise ValueError(f"{path} must hold an array 'data' and a list of labels, got {sorted(batch)}.")
+        strange = [label for label in classes if not (isinstance(label, int) and 0 <= label < 100)]
+        if strange:
+            raise ValueError(f"{path} must hold labels in 0..99, got {strange[0]!r}.")
         shape = (len(classes), 3072)
         if pixels.values.shape != shape:
             raise ValueError(f"{path} must hold {shape} pixels for its labels, got {pixels.values.shape}.")

@@ -13,12 +13,15 @@ from metastep.tasks.sources import optional_module
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, H, W, C) pixels, (N,) classes
 
 
-def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, channels: int) -> NDArray[np.uint8]:
+def decode_images(
+    count: int, encoded: Callable[[int], NDArray[np.uint8]], *, name: Callable[[int], str], channels: int
+) -> NDArray[np.uint8]:
     """Decode `count` images of one size.
 
     Args:
         count: Number of images.
         encoded: Gives the bytes of image i as a 1-D array.
+        name: What image i is called in errors.
         channels: 3 for red, green, blue; 1 for grey.
 
     Returns:
@@ -35,7 +38,7 @@ def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, ch
         source = encoded(i)
         image: NDArray[np.uint8] | None = cv2.imdecode(source, flags) if source.size else None
         if image is None:
-            raise ValueError(f"image {i} of {count} must be JPEG, PNG or the like, got something undecodable.")
+            raise ValueError(f"{name(i)} must be JPEG, PNG or the like, got {source.size} other bytes.")
         if channels == 3:
             return cast("NDArray[np.uint8]", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         return image[:, :, None]
@@ -50,8 +53,8 @@ def decode_images(count: int, encoded: Callable[[int], NDArray[np.uint8]], *, ch
             image = decode(i)
             if image.shape != first.shape:
                 raise ValueError(
-                    f"images must all have the size of the first, {first.shape[:2]}, got {image.shape[:2]} "
-                    f"at {i}; resize them beforehand."
+                    f"{name(i)} must have the size of {name(0)}, {first.shape[:2]}, got {image.shape[:2]}; "
+                    "resize the images beforehand."
                 )
             images[i] = image
 

@@ -22,7 +22,12 @@ def read_image_files(files: Sequence[Path], *, channels: int) -> Labelled:
         ValueError: If an image cannot be decoded or differs in size.
     """
     classes = {name: i for i, name in enumerate(sorted({path.parent.name for path in files}))}
-    images = decode_images(len(files), lambda i: np.frombuffer(files[i].read_bytes(), np.uint8), channels=channels)
+    images = decode_images(
+        len(files),
+        lambda i: np.frombuffer(files[i].read_bytes(), np.uint8),
+        name=lambda i: str(files[i]),
+        channels=channels,
+    )
     return images, np.array([classes[path.parent.name] for path in files], np.int64)
 
 

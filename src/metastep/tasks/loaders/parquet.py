@@ -29,19 +29,27 @@ def read_parquet(
     parquet = optional_module("pyarrow.parquet")
     encoded, labels = [], []
     for path in files:
-        names = parquet.read_schema(path).names
-        image_column = next((name for name in ("img", "image") if name in names), None)
-        label_column = next((name for name in label_columns if name in names), None)
-        if image_column is None or label_column is None:
-            raise ValueError(
-                f"{path} must have a column img or image, and one of {', '.join(label_columns)}; got {names}."
-            )
-        table = parquet.read_table(path, columns=[image_column, label_column], use_threads=False)
-        for chunk in table[image_column].chunks:
+        try:
+            names = parquet.read_schema(path).names
+            columns = [
+                next((name for name in wanted if name in names), None) for wanted in (("img", "image"), label_columns)
+            ]
+            if None in columns:
+                raise ValueError(
+                    f"{path} must have a column img or image, and one of {', '.join(label_columns)}; got {names}."
+                )
+            image_column, label_column = parquet.read_table(path, columns=columns, use_threads=False)
+        except pa.ArrowException as error:
+            raise ValueError(f"{path} must be a parquet file, got a broken one: {error}.") from error
+        if not pa.types.is_integer(label_column.type) or label_column.null_count:
+            raise ValueError(f"{path} must have an integer label for every image, got {label_column.type}.")
+        for chunk in image_column.chunks:
             column = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
             encoded += [np.frombuffer(value.as_buffer() or b"", np.uint8) for value in column]
-        labels.append(table[label_column].to_numpy())
-    images = decode_images(len(encoded), encoded.__getitem__, channels=channels)
+        labels.append(label_column.to_numpy())
+    images = decode_images(
+        len(encoded), encoded.__getitem__, name=lambda i: f"image {i} of {files[0].parent}", channels=channels
+    )
     return images, np.concatenate(labels).astype(np.int64)
 
 
