@@ -184,7 +184,7 @@ def functional_loss(model, theta, step):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("objective", ["regularized", "data"])
 def test_rates_and_weights_move_along_autograds_hypergradient(variant, objective):
-    """One step of each rate by -beta df/dalpha and of each weight by -delta df/dgamma, autograd through the last step."""
+    """One step by -beta df/dalpha and -delta df/dgamma, both by autograd through the step before."""
     include = variant == "adamw"
     beta, delta = 1e-3, 1e-2
     model, optimizer, twin = pair(

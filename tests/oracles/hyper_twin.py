@@ -1,7 +1,8 @@
 """The readable twin of the hypergradient optimizers: flat float64 vectors, straight from the specification.
 
-All N elements of all tensors lie in one vector; at every level `ids` says to which group an element belongs. Nothing here
-is shared with the package: rates are stored as they are, not as deviations, and every formula is written out again.
+All N elements of all tensors lie in one vector; at every level `ids` says to which group an element belongs. Nothing
+here is shared with the package: rates are stored as they are, not as deviations, and every formula is written out
+again.
 """
 
 import math
@@ -12,7 +13,7 @@ F64 = torch.float64
 
 
 def group_ids(shapes, unit_dims):
-    """Per level the group of each element: one, one per tensor, one per unit (a vector is one unit), one per element."""
+    """Per level the group of each element: one; one per tensor, per unit (a vector is one unit), per element."""
     layer, unit, next_unit = [], [], 0
     for k, (shape, dim) in enumerate(zip(shapes, unit_dims, strict=True)):
         numel = math.prod(shape)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
+from torch.optim.adagrad import adagrad
 
 from metastep.core.levels import accumulator
 from metastep.optim.base import HyperOptimizer
@@ -143,7 +144,7 @@ class HyperAdagrad(HyperOptimizer):
             if "step" not in state:
                 state["step"] = start_step(p, group)
                 state[SUM] = start_buffer(p, group["initial_accumulator_value"])
-        torch.optim.adagrad.adagrad(
+        adagrad(
             parameters,
             gradients,
             [state[SUM] for state in states],

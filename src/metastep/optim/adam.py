@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from metastep.core.levels import accumulator
 from metastep.optim.base import HyperOptimizer
@@ -177,7 +179,7 @@ class HyperAdam(HyperOptimizer):
             if "step" not in state:
                 state["step"] = start_step(p, group)
                 state.update({key: start_buffer(p) for key in keys})
-        step = torch.optim.adamw.adamw if group["decoupled_weight_decay"] else torch.optim.adam.adam
+        step = adamw if group["decoupled_weight_decay"] else adam
         step(
             parameters,
             gradients,

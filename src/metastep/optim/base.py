@@ -58,7 +58,8 @@ class HyperOptimizer(Optimizer):
             )
         self._forget()
         defaults = {**base_defaults, **settings}
-        self._check(defaults | {"param_names": ()})
+        self._check(checked := defaults | {"param_names": ()})
+        defaults = {name: checked[name] for name in defaults}
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -209,6 +210,8 @@ class HyperOptimizer(Optimizer):
                 self._drive(work, work.rows, whole)
             else:
                 adapt(work.group, work.rates, work.rows, whole, work.fresh)
+        if shared and "global" in moving[0].rates.deviations:
+            self._share_global(moving[0].rates)
 
     def _drive(self, work: Work, rows: Tensor, whole: GlobalSums) -> None:
         """Let the optimizer of the rates move them; it is made at its first use."""
@@ -297,8 +300,6 @@ class HyperOptimizer(Optimizer):
         for p, state in zip(members, states, strict=True):
             self._start(p, state, direction)
         rates = GroupRates(group, members, states)
-        if group["scope"] == "all" and packed is None and "global" in group["levels"]:
-            self._join_shared(rates)
         self._packed[position] = rates
         return rates
 
@@ -312,13 +313,14 @@ class HyperOptimizer(Optimizer):
             if state.get(key) is None:
                 state[key] = start_buffer(parameter, direction.start(key))
 
-    def _join_shared(self, rates: GroupRates) -> None:
-        """A group that starts late under scope="all" takes over the rate that the others share."""
-        for other, group in zip(self._packed, self.param_groups, strict=True):
-            if other is not None and other is not rates:
-                ratio = rates.bounds.initial / (group["initial_rate"] or 1.0) if rates.rule == "additive" else 1.0
-                rates.deviations["global"].copy_(other.deviations["global"] * ratio)
-                return
+    def _share_global(self, source: GroupRates) -> None:
+        """Under scope="all" every group holds the rate of the source, in the ratio of the initial rates."""
+        for rates in self._packed:
+            if rates is not None and rates is not source and "global" in rates.deviations:
+                ratio = rates.bounds.initial / (source.bounds.initial or 1.0) if rates.rule == "additive" else 1.0
+                low, high = rates.bounds.deviations(rates.rule)
+                shared = source.deviations["global"].to(rates.weights.device, rates.dtype) * ratio
+                rates.deviations["global"].copy_(shared.clamp(low, high))
 
     def _forget(self) -> None:
         """Drop what is derived from `state`; the next step derives it again."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
+from torch.optim.rmsprop import rmsprop
 
 from metastep.optim.base import HyperOptimizer
 from metastep.optim.direction import Buffers, Direction
@@ -159,7 +160,7 @@ class HyperRMSprop(HyperOptimizer):
             if "step" not in state:
                 state["step"] = start_step(p, group)
                 state.update({key: start_buffer(p) for key in keys})
-        torch.optim.rmsprop.rmsprop(
+        rmsprop(
             parameters,
             gradients,
             [state[SQUARE] for state in states],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from metastep.core.levels import accumulator
 from metastep.optim.base import HyperOptimizer
@@ -157,10 +158,9 @@ class HyperSGD(HyperOptimizer):
 
     def plain_step(self, group: Group, parameters: list[Tensor]) -> None:
         """torch.optim.SGD's own kernels."""
-        states = [self.state[p] for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        momentum_buffers: list[Any] = [state.get(BUFFER) for state in states]
-        torch.optim.sgd.sgd(
+        momentum_buffers: list[Any] = [self.state.get(p, {}).get(BUFFER) for p in parameters]
+        sgd(
             parameters,
             gradients,
             momentum_buffers,
@@ -175,5 +175,5 @@ class HyperSGD(HyperOptimizer):
             maximize=group["maximize"],
         )
         if group["momentum"] != 0:
-            for state, buffer in zip(states, momentum_buffers, strict=True):
-                state[BUFFER] = buffer
+            for p, buffer in zip(parameters, momentum_buffers, strict=True):
+                self.state[p][BUFFER] = buffer

@@ -1,0 +1,494 @@
+"""What happens at the edges: first steps, absent gradients, odd tensors, odd numbers."""
+
+import math
+
+import pytest
+import torch
+from tests.optim.models import flat, loss_of, network, train
+
+import metastep.optim as ours
+
+ALL = ("global", "layer", "unit", "parameter")
+NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"]
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def hyper(name):
+    return getattr(ours, f"Hyper{name}")
+
+
+def leaf(values, dtype=torch.float64):
+    return torch.nn.Parameter(torch.as_tensor(values, dtype=dtype).clone())
+
+
+def give(parameter, gradient):
+    parameter.grad = None if gradient is None else torch.as_tensor(gradient, dtype=parameter.dtype).clone()
+
+
+@every
+def test_the_first_step_moves_no_rate(name):
+    model = network()
+    optimizer = hyper(name)(model.parameters(), lr=0.02, levels=ALL)
+    train(model, optimizer, 1)
+    rates = optimizer.rates()[0]
+    assert float(rates["global"]) == 0.02
+    assert all((value == 0.02).all() for level in ALL[1:] for value in rates[level].values())
+    assert rates["alignment"] == {}
+
+
+def test_a_driving_optimizer_is_not_called_in_the_first_step():
+    made = []
+
+    def factory(rates):
+        made.append(torch.optim.Adam(rates, lr=0.01))
+        return made[-1]
+
+    model = network()
+    optimizer = ours.HyperSGD(model.parameters(), lr=0.02, rule=factory)
+    train(model, optimizer, 1)
+    assert made == []
+    train(model, optimizer, 1, start=1)
+    assert all(float(state["step"]) == 1 for state in made[0].state.values())
+
+
+def test_a_tensor_without_gradient_keeps_its_own_clock():
+    """Its rate answers to the gradient that comes next, the global rate only to what it moved in the step before."""
+    beta, u = 1e-2, {"a": [1.0, 2.0], "b": [3.0]}
+    a, b = leaf([0.0, 0.0]), leaf([0.0])
+    optimizer = ours.HyperSGD(
+        [("a", a), ("b", b)], lr=0.1, levels=("global", "layer"), rule="additive", hyper_lr=beta, scaled=False, weight_lr=0.0
+    )
+    give(a, u["a"]), give(b, u["b"])
+    optimizer.step()
+    state = {key: torch.as_tensor(value).clone() for key, value in optimizer.state[b].items() if "layer" in key}
+    give(a, [0.5, 0.5]), give(b, None)
+    stopped = b.detach().clone()
+    optimizer.step()
+    assert torch.equal(b, stopped)
+    assert all(torch.equal(optimizer.state[b][key], value) for key, value in state.items())
+    shared = 0.1 + beta * 1.5
+    assert float(optimizer.rates()[0]["global"]) == pytest.approx(shared, abs=1e-15)
+    give(a, [1.0, 0.0]), give(b, [2.0])
+    optimizer.step()
+    rates = optimizer.rates()[0]
+    assert float(rates["layer"]["b"]) == pytest.approx(0.1 + beta * 6.0, abs=1e-15)  # <2, 3> of two steps ago
+    assert float(rates["global"]) == pytest.approx(shared + beta * 0.5, abs=1e-15)  # a alone: <(1, 0), (0.5, 0.5)>
+
+
+@every
+def test_frozen_parameters_have_no_state_and_late_ones_join(name):
+    model = network()
+    frozen = model[0].weight.requires_grad_(False)
+    late = model[7].weight
+    optimizer = hyper(name)(model.named_parameters(), lr=0.02, levels=ALL)
+    for step in range(6):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        if step < 3:
+            late.grad = None
+        optimizer.step()
+    assert frozen not in optimizer.state
+    assert "0.weight" not in optimizer.rates()[0]["combined"]
+    assert float(optimizer.state[late]["step"]) == 3
+    assert float(optimizer.state[model[5].weight]["step"]) == 6
+    assert float(optimizer.rates()[0]["layer"]["7.weight"]) != 0.02
+
+
+def test_clipped_gradients_move_the_rates_by_the_clip_coefficient_times_the_exact_derivative():
+    beta, clip = 1e-3, 0.01
+    models = network(), network()
+    moved = []
+    for model, clipped in zip(models, (False, True), strict=True):
+        optimizer = ours.HyperSGD(model.parameters(), lr=0.02, levels=("global",), rule="additive", hyper_lr=beta)
+        train(model, optimizer, 1)
+        optimizer.zero_grad()
+        loss_of(model, 1).backward()
+        coefficient = 1.0
+        if clipped:
+            coefficient = clip / float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
+        optimizer.step()
+        moved.append((float(optimizer.rates()[0]["global"]) - 0.02) / coefficient)
+    assert moved[0] == pytest.approx(moved[1], rel=1e-4)
+    assert moved[0] != 0
+
+
+@every
+def test_complex_parameters_are_pairs_of_real_ones(name):
+    z = torch.nn.Parameter(torch.tensor([[1 + 2j, -1j], [0.5 + 0j, 2 - 1j]], dtype=torch.complex128))
+    x = torch.nn.Parameter(torch.view_as_real(z.detach()).clone())
+    pair = [hyper(name)([p], lr=0.05, levels=ALL, hyper_lr=0.05) for p in (z, x)]
+    target = torch.randn(2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for _ in range(5):
+        for optimizer in pair:
+            optimizer.zero_grad()
+        (torch.view_as_real(z) - target).square().sum().backward()
+        (x - target).square().sum().backward()
+        for optimizer in pair:
+            optimizer.step()
+    torch.testing.assert_close(torch.view_as_real(z.detach()), x.detach(), rtol=0, atol=1e-14)
+    assert float(pair[0].rates()[0]["layer"]["0"]) == pytest.approx(float(pair[1].rates()[0]["layer"]["0"]), abs=1e-15)
+    assert float(pair[0].rates()[0]["layer"]["0"]) != 0.05
+
+
+@every
+def test_sparse_gradients_are_refused_while_rates_adapt(name):
+    embedding = torch.nn.Embedding(5, 2, sparse=True)
+    optimizer = hyper(name)(embedding.parameters(), lr=0.1)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="gradients must be dense.*sparse=False"):
+        optimizer.step()
+
+
+@every
+def test_bfloat16_parameters_have_float32_rates(name):
+    model = network(torch.bfloat16)
+    optimizer = hyper(name)(model.parameters(), lr=0.02, levels=ALL, hyper_lr=1e-4)
+    train(model, optimizer, 4, dtype=torch.bfloat16)
+    for state in optimizer.state.values():
+        assert all(value.dtype == torch.float32 for key, value in state.items() if key.endswith("_deviation"))
+    ratio = float(optimizer.rates()[0]["layer"]["0"]) / 0.02 - 1
+    assert 0 < abs(ratio) < 2**-9, "the rate moved by less than bfloat16 could show"
+
+
+@pytest.mark.parametrize("level", ALL)
+def test_increments_below_half_an_ulp_of_the_rate_are_not_lost(level):
+    """1000 steps of 5e-11 on a rate of 1e-3 in float32, where half an ulp is 5.8e-11: the rate itself would not move."""
+    weight = leaf([1.0], torch.float32)
+    optimizer = ours.HyperSGD([weight], lr=1e-3, levels=(level,), rule="additive", hyper_lr=1e-8)
+    for _ in range(1001):
+        give(weight, [math.sqrt(5e-3)])
+        optimizer.step()
+    deviation = optimizer.state[weight][f"{level}_deviation"]
+    assert float(deviation) == pytest.approx(5e-8, rel=1e-3)
+
+
+@every
+@pytest.mark.parametrize("level", ["layer", "unit", "parameter"])
+def test_memory_formats_do_not_matter(name, level):
+    nets = [torch.nn.Conv2d(3, 4, 2).double() for _ in range(3)]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    nets[1].to(memory_format=torch.channels_last)
+    strange = torch.empty(2, 2, 3, 4, dtype=torch.float64).permute(3, 2, 0, 1)
+    nets[2].weight = torch.nn.Parameter(strange.copy_(nets[0].weight.detach()))
+    assert not nets[1].weight.is_contiguous()
+    results = []
+    for net in nets:
+        optimizer = hyper(name)(net.parameters(), lr=0.02, levels=(level,), hyper_lr=0.05)
+        for step in range(5):
+            optimizer.zero_grad()
+            x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+            net(x).square().mean().backward()
+            optimizer.step()
+        results.append(flat(net.parameters()))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=1e-13)
+
+
+@every
+@pytest.mark.parametrize("levels", [ALL, ("global",), ("unit",)])
+def test_scalars_and_empty_tensors_are_parameters_too(name, levels):
+    parameters = [leaf(2.0), leaf(torch.zeros(0)), leaf(torch.zeros(0, 3)), leaf(torch.zeros(3, 0)), leaf([[1.0]])]
+    optimizer = hyper(name)(parameters, lr=0.02, levels=levels, hyper_lr=0.05)
+    for _ in range(4):
+        optimizer.zero_grad()
+        sum((p - 1).square().sum() for p in parameters).backward()
+        optimizer.step()
+    assert float(parameters[0].detach()) < 2.0
+    assert all(p.isfinite().all() for p in parameters)
+    optimizer.describe()
+
+
+def test_only_empty_tensors_are_no_trouble():
+    empty = leaf(torch.zeros(0, 3))
+    optimizer = ours.HyperAdam([empty], lr=0.02, levels=ALL)
+    for _ in range(3):
+        give(empty, torch.zeros(0, 3))
+        optimizer.step()
+    assert float(optimizer.rates()[0]["global"]) == 0.02
+
+
+def test_tied_weights_count_once_with_their_whole_gradient():
+    torch.manual_seed(0)
+    tied = torch.nn.Linear(3, 3, bias=False).double()
+    optimizer = ours.HyperSGD(tied.parameters(), lr=0.02, levels=("layer",), rule="additive", hyper_lr=1e-3)
+    gradients = []
+    for step in range(2):
+        optimizer.zero_grad()
+        x = torch.ones(2, 3, dtype=torch.float64) * (step + 1)
+        tied(tied(x)).square().sum().backward()
+        gradients.append(tied.weight.grad.clone())
+        optimizer.step()
+    expected = 0.02 + 1e-3 * float((gradients[0] * gradients[1]).sum())
+    assert float(optimizer.rates()[0]["layer"]["0"]) == pytest.approx(expected, rel=1e-12)
+
+
+@every
+def test_a_null_direction_moves_no_cosine_rate(name):
+    """A gradient of rounding noise beside real ones: a cosine of two noise vectors would be a number of order 1."""
+    real, noise = leaf([1.0] * 10), leaf([1.0] * 10)
+    optimizer = hyper(name)([("real", real), ("noise", noise)], lr=0.02, levels=("layer",))
+    for step in range(4):
+        give(real, torch.full((10,), 1.0 + 0.1 * step))
+        give(noise, torch.full((10,), 1e-17))
+        optimizer.step()
+    rates = optimizer.rates()[0]["layer"]
+    assert float(rates["real"]) != 0.02
+    if name == "SGD":
+        assert float(rates["noise"]) == 0.02
+
+
+@every
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e38])
+def test_a_bad_gradient_is_rejected_and_counted(name, poison):
+    good, bad = leaf([1.0, 2.0], torch.float32), leaf([1.0, 2.0], torch.float32)
+    optimizer = hyper(name)([("good", good), ("bad", bad)], lr=0.02, levels=("global", "layer", "parameter"))
+    for step in range(4):
+        give(good, [1.0, 1.0])
+        give(bad, [1.0, poison if step == 2 else 1.0])
+        optimizer.step()
+        if step == 1:
+            before = optimizer.rates()[0]
+        if step == 2:
+            after = optimizer.rates()[0]
+    assert torch.equal(after["layer"]["bad"], before["layer"]["bad"])
+    assert float(after["layer"]["good"]) > float(before["layer"]["good"])
+    assert int(after["rejected"]["layer"]) == 1
+    assert int(after["rejected"]["global"]) == 1
+    assert all(value.isfinite().all() for value in optimizer.rates()[0]["parameter"].values())
+
+
+def test_clipped_updates_are_counted_and_bounds_hold():
+    weight = leaf([1.0, 1.0], torch.float32)
+    optimizer = ours.HyperSGD([weight], lr=0.1, levels=ALL, min_lr=0.09, max_lr=0.11, hyper_lr=0.5, weight_lr=0.0)
+    for _ in range(6):
+        give(weight, [1.0, 1.0])
+        optimizer.step()
+    rates = optimizer.rates()[0]
+    for level in ALL:
+        value = rates[level] if level == "global" else rates[level]["0"]
+        assert (value.double() <= 0.11).all()
+        assert int(rates["clipped"][level]) > 0
+    for sign in (1, -1, 1, -1, 1, -1, 1, -1):
+        give(weight, [sign, sign])
+        optimizer.step()
+    assert (optimizer.rates()[0]["parameter"]["0"].double() >= 0.09).all()
+    assert float(optimizer.rates()[0]["global"]) >= 0.09
+
+
+@pytest.mark.parametrize("rule", ["exponentiated", "cosine"])
+@pytest.mark.parametrize(("name", "power"), [("SGD", -1), ("Adam", 0)])
+@pytest.mark.parametrize("c", [1e-4, 7.0, 1e4])
+def test_cosine_rules_do_not_see_the_scale_of_the_loss(rule, name, power, c):
+    """f -> c f: SGD's right rate goes with 1/c, Adam's stays; the same kappa gives the same relative trajectory."""
+    ratios = []
+    for scale in (1.0, c):
+        model = network()
+        lr = 0.02 * scale**power
+        extra = {"eps": 0.0} if name == "Adam" else {"momentum": 0.9}
+        optimizer = hyper(name)(model.parameters(), lr=lr, levels=("global", "layer", "unit"), rule=rule, **extra)
+        for step in range(10):
+            optimizer.zero_grad()
+            (loss_of(model, step) * scale).backward()
+            optimizer.step()
+        rates = optimizer.rates()[0]
+        values = [rates["global"].reshape(1), *(v.reshape(-1) for j in ("layer", "unit") for v in rates[j].values())]
+        ratios.append(torch.cat(values) / lr)
+        weights = torch.stack(list(rates["weights"].values()))
+        ratios[-1] = torch.cat([ratios[-1], weights])
+    torch.testing.assert_close(ratios[0], ratios[1], rtol=1e-9, atol=0)
+    assert float((ratios[0][:3] - 1).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize(("name", "power"), [("SGD", -1), ("Adam", 0)])
+def test_additive_rates_follow_only_where_beta_is_scaled_too(name, power):
+    c, betas = 7.0, {"SGD": 1e-3, "Adam": 1e-5}
+
+    def run(scale, beta):
+        model = network()
+        lr = 0.02 * scale**power
+        extra = {"eps": 0.0} if name == "Adam" else {}
+        optimizer = hyper(name)(model.parameters(), lr=lr, levels=("layer",), rule="additive", hyper_lr=beta, **extra)
+        for step in range(10):
+            optimizer.zero_grad()
+            (loss_of(model, step) * scale).backward()
+            optimizer.step()
+        return flat(optimizer.rates()[0]["layer"].values()) / lr
+
+    law = -3 if name == "SGD" else -1
+    reference = run(1.0, betas[name])
+    torch.testing.assert_close(run(c, betas[name] * c**law), reference, rtol=1e-9, atol=0)
+    assert float((run(c, betas[name]) - reference).abs().max()) > 1e-4
+
+
+def test_one_rate_for_all_groups_keeps_their_ratios_even_where_a_group_rests():
+    for rule in ("exponentiated", "additive", "log"):
+        a, b, c = leaf([1.0, 2.0]), leaf([3.0]), leaf([1.0])
+        optimizer = ours.HyperSGD(
+            [{"params": [a]}, {"params": [b], "lr": 0.01}, {"params": [c], "lr": 0.5}],
+            lr=0.1, levels=("global",), scope="all", rule=rule, hyper_lr=1e-2,
+        )  # fmt: skip
+        for step in range(5):
+            give(a, [1.0, 1.0])
+            give(b, [1.0] if step % 2 == 0 else None)
+            give(c, [1.0] if step == 3 else None)
+            optimizer.step()
+        first, second, third = (float(group["global"]) for group in optimizer.rates())
+        assert first != 0.1
+        assert second / first == pytest.approx(0.1, rel=1e-12)
+        assert third / first == pytest.approx(5.0, rel=1e-12)
+
+
+def test_the_shared_hypergradient_is_weighted_with_the_ratios():
+    """theta -= m_k alpha u: h_g = -sum_k m_k <g, u>_k."""
+    a, b = leaf([0.0]), leaf([0.0])
+    optimizer = ours.HyperSGD(
+        [{"params": [a]}, {"params": [b], "lr": 0.3}], lr=0.1, levels=("global",), scope="all", rule="additive", hyper_lr=1e-2
+    )
+    for _ in range(2):
+        give(a, [2.0]), give(b, [5.0])
+        optimizer.step()
+    assert float(optimizer.rates()[0]["global"]) == pytest.approx(0.1 + 1e-2 * (4.0 + 3 * 25.0), rel=1e-12)
+
+
+def test_layers_can_be_modules_and_biases_can_share_the_rates_of_their_rows():
+    model = network()
+    optimizer = ours.HyperSGD(
+        model.named_parameters(), lr=0.02, levels=("layer", "unit"), rule="additive", hyper_lr=1e-3,
+        layers="module", tie_bias=True, unit_dims={"2.weight": 1}, scaled=False, weight_lr=0.0,
+    )  # fmt: skip
+    train(model, optimizer, 1)
+    old = {name: p.grad.clone() for name, p in model.named_parameters()}
+    train(model, optimizer, 1, start=1)
+    rates = optimizer.rates()[0]
+    for k in "0257":
+        s = {n: old[f"{k}.{n}"] * dict(model.named_parameters())[f"{k}.{n}"].grad for n in ("weight", "bias")}
+        expected = 0.02 + 1e-3 * float(s["weight"].sum() + s["bias"].sum())
+        assert float(rates["layer"][f"{k}.weight"]) == pytest.approx(expected, rel=1e-12)
+        assert torch.equal(rates["layer"][f"{k}.weight"], rates["layer"][f"{k}.bias"])
+        units = s["weight"].transpose(0, 1) if k == "2" else s["weight"]
+        tied = 0.02 + 1e-3 * (units.flatten(1).sum(1) + s["bias"])
+        torch.testing.assert_close(rates["unit"][f"{k}.weight"], tied, rtol=1e-12, atol=0)
+        torch.testing.assert_close(rates["unit"][f"{k}.bias"], tied, rtol=1e-12, atol=0)
+
+
+def test_units_of_recurrent_attention_and_embedding_weights():
+    modules = torch.nn.ModuleDict(
+        {"rnn": torch.nn.LSTM(3, 4), "mix": torch.nn.MultiheadAttention(4, 2), "look": torch.nn.Embedding(7, 4)}
+    )
+    optimizer = ours.HyperSGD(
+        modules.named_parameters(), lr=0.02, levels=("unit",), unit_dims={"look.weight": None}, tie_bias=True
+    )
+    out, _ = modules["rnn"](modules["look"](torch.tensor([[1], [2]]))[..., :3])
+    modules["mix"](out, out, out)[0].square().sum().backward()
+    optimizer.step()
+    shapes = {name: tuple(value.shape) for name, value in optimizer.rates()[0]["unit"].items()}
+    assert shapes["rnn.weight_ih_l0"] == shapes["rnn.bias_ih_l0"] == (16,)
+    assert shapes["mix.in_proj_weight"] == shapes["mix.in_proj_bias"] == (12,)
+    assert shapes["look.weight"] == (1,)
+    rows = ours.HyperSGD(modules.named_parameters(), lr=0.02, levels=("unit",), hyper_lr=0.05)
+    for tokens in ([1, 2], [1, 3]):
+        rows.zero_grad()
+        modules["look"](torch.tensor(tokens)).square().sum().backward()
+        rows.step()
+    moved = rows.rates()[0]["unit"]["look.weight"] != torch.tensor(0.02)
+    assert moved.tolist() == [False, True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("combine", ["project", "softmax", "divide"])
+def test_equal_rates_at_all_levels_leave_exact_combinations_where_they_are(combine):
+    model = network()
+    optimizer = ours.HyperSGD(
+        model.parameters(), lr=0.02, levels=("global", "layer", "unit"), rule="additive", hyper_lr=0.0,
+        combine=combine, weight_lr=0.5, weights={"global": 0.2, "layer": 0.5, "unit": 0.3},
+    )  # fmt: skip
+    train(model, optimizer, 1)
+    optimizer.param_groups[0]["hyper_lr"] = 1e-30  # adapting, yet standing still
+    train(model, optimizer, 3, start=1)
+    weights = torch.stack(list(optimizer.rates()[0]["weights"].values()))
+    assert torch.allclose(weights, torch.tensor([0.2, 0.5, 0.3], dtype=weights.dtype), atol=1e-14) == (combine != "divide")
+
+
+def test_rates_driven_by_an_optimizer_are_what_that_optimizer_does():
+    """Adam on the log rates: the twin is Adam fed with the hypergradient of the logarithm by hand."""
+    model = network()
+    optimizer = ours.HyperSGD(
+        model.parameters(), lr=0.02, momentum=0.9, levels=("layer",), rule=lambda rates: torch.optim.Adam(rates, lr=0.01)
+    )
+    logs = torch.zeros(8, dtype=torch.float64)
+    by_hand = torch.optim.Adam([logs], lr=0.01)
+    for step in range(5):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        if step > 0:
+            dots = [(p.grad * optimizer.state[p]["momentum_buffer"]).sum() for p in model.parameters()]
+            logs.grad = -0.02 * logs.exp() * torch.stack(dots)
+            by_hand.step()
+        optimizer.step()
+    torch.testing.assert_close(flat(optimizer.rates()[0]["layer"].values()), 0.02 * logs.exp(), rtol=1e-12, atol=0)
+
+
+def test_a_driven_run_resumes_to_the_bit_and_stays_bounded():
+    def make(model):
+        return ours.HyperAdam(
+            model.parameters(), lr=0.02, levels=ALL, max_lr=0.0205, rule=lambda rates: torch.optim.Adam(rates, lr=0.01)
+        )
+
+    whole, part = network(), network()
+    one, two = make(whole), make(part)
+    train(whole, one, 6)
+    train(part, two, 3)
+    rest = network(seed=4)
+    rest.load_state_dict(part.state_dict())
+    three = make(rest)
+    three.load_state_dict(two.state_dict())
+    train(rest, three, 3, start=3)
+    assert torch.equal(flat(whole.parameters()), flat(rest.parameters()))
+    rates = one.rates()[0]
+    assert all((value <= 0.0205).all() for level in ALL[1:] for value in rates[level].values())
+    assert int(rates["clipped"]["parameter"]) > 0
+
+
+def test_state_moved_away_and_back_is_found_again():
+    model = network()
+    optimizer = ours.HyperAdam(model.parameters(), lr=0.02, levels=ALL)
+    other = network()
+    twin = ours.HyperAdam(other.parameters(), lr=0.02, levels=ALL)
+    for step in range(5):
+        train(model, optimizer, 1, start=step)
+        train(other, twin, 1, start=step)
+        for state in optimizer.state.values():
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    state[key] = value.clone()
+    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("levels", [("global", "layer", "unit"), ("global",)])
+def test_momentum_and_adam_keep_no_tensor_of_a_parameters_size_beside_torchs(name, levels):
+    model, plain = network(), network()
+    extra = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = hyper(name)(model.parameters(), lr=0.02, levels=levels, **extra)
+    reference = getattr(torch.optim, name)(plain.parameters(), lr=0.02, **extra)
+    train(model, optimizer, 3)
+    train(plain, reference, 3)
+
+    def large(o, p):
+        return {key for key, value in o.state[p].items() if torch.is_tensor(value) and value.numel() == p.numel()}
+
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        if p.dim() > 1:
+            assert large(optimizer, p) == large(reference, q)
+
+
+def test_a_rate_that_starts_at_zero_waits_until_it_is_set():
+    model = network()
+    optimizer = ours.HyperSGD(model.parameters(), lr=0.0)
+    start = flat(model.parameters())
+    train(model, optimizer, 3)
+    assert torch.equal(flat(model.parameters()), start)
+    optimizer.param_groups[0]["lr"] = 0.02
+    train(model, optimizer, 3, start=3)
+    assert float(optimizer.rates()[0]["global"]) != 0.02
+    assert not torch.equal(flat(model.parameters()), start)
