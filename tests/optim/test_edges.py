@@ -56,7 +56,13 @@ def test_a_tensor_without_gradient_keeps_its_own_clock():
     beta, u = 1e-2, {"a": [1.0, 2.0], "b": [3.0]}
     a, b = leaf([0.0, 0.0]), leaf([0.0])
     optimizer = ours.HyperSGD(
-        [("a", a), ("b", b)], lr=0.1, levels=("global", "layer"), rule="additive", hyper_lr=beta, scaled=False, weight_lr=0.0
+        [("a", a), ("b", b)],
+        lr=0.1,
+        levels=("global", "layer"),
+        rule="additive",
+        hyper_lr=beta,
+        scaled=False,
+        weight_lr=0.0,
     )
     give(a, u["a"]), give(b, u["b"])
     optimizer.step()
@@ -135,7 +141,7 @@ def test_sparse_gradients_are_refused_while_rates_adapt(name):
     embedding = torch.nn.Embedding(5, 2, sparse=True)
     optimizer = hyper(name)(embedding.parameters(), lr=0.1)
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match="gradients must be dense.*sparse=False"):
+    with pytest.raises(ValueError, match=r"gradients must be dense.*sparse=False"):
         optimizer.step()
 
 
@@ -343,7 +349,12 @@ def test_the_shared_hypergradient_is_weighted_with_the_ratios():
     """theta -= m_k alpha u: h_g = -sum_k m_k <g, u>_k."""
     a, b = leaf([0.0]), leaf([0.0])
     optimizer = ours.HyperSGD(
-        [{"params": [a]}, {"params": [b], "lr": 0.3}], lr=0.1, levels=("global",), scope="all", rule="additive", hyper_lr=1e-2
+        [{"params": [a]}, {"params": [b], "lr": 0.3}],
+        lr=0.1,
+        levels=("global",),
+        scope="all",
+        rule="additive",
+        hyper_lr=1e-2,
     )
     for _ in range(2):
         give(a, [2.0]), give(b, [5.0])
@@ -406,14 +417,20 @@ def test_equal_rates_at_all_levels_leave_exact_combinations_where_they_are(combi
     optimizer.param_groups[0]["hyper_lr"] = 1e-30  # adapting, yet standing still
     train(model, optimizer, 3, start=1)
     weights = torch.stack(list(optimizer.rates()[0]["weights"].values()))
-    assert torch.allclose(weights, torch.tensor([0.2, 0.5, 0.3], dtype=weights.dtype), atol=1e-14) == (combine != "divide")
+    assert torch.allclose(weights, torch.tensor([0.2, 0.5, 0.3], dtype=weights.dtype), atol=1e-14) == (
+        combine != "divide"
+    )
 
 
 def test_rates_driven_by_an_optimizer_are_what_that_optimizer_does():
     """Adam on the log rates: the twin is Adam fed with the hypergradient of the logarithm by hand."""
     model = network()
     optimizer = ours.HyperSGD(
-        model.parameters(), lr=0.02, momentum=0.9, levels=("layer",), rule=lambda rates: torch.optim.Adam(rates, lr=0.01)
+        model.parameters(),
+        lr=0.02,
+        momentum=0.9,
+        levels=("layer",),
+        rule=lambda rates: torch.optim.Adam(rates, lr=0.01),
     )
     logs = torch.zeros(8, dtype=torch.float64)
     by_hand = torch.optim.Adam([logs], lr=0.01)

@@ -43,6 +43,7 @@ UNKNOWN = -1  # the step count is derived from the state at the next step
 class HyperOptimizer(Optimizer):
     """Base of the hypergradient optimizers; a subclass says which direction it takes and how its namesake steps."""
 
+    key_prefix = ""  # of the keys in a checkpoint
     _clock: int  # steps so far in which any parameter had a gradient
 
     def __init__(self, params: ParamsT, base_defaults: dict[str, Any], options: HyperOptions) -> None:
@@ -82,20 +83,23 @@ class HyperOptimizer(Optimizer):
         """Check a group's arguments: those of every optimizer, the options, those of its namesake alone."""
         group["initial_rate"] = number("lr", group["lr"])
         check_options(group)
-        flag("maximize", group["maximize"])
+        flag("maximize", group.get("maximize", False))
         for name in ("foreach", "fused"):
             flag(name, group.get(name), optional=True)
         for name in ("differentiable", "capturable"):
             flag(name, group.get(name, False))
-        if group["differentiable"] and any(hyper_rates(group).values()):
+        if group.get("differentiable") and any(hyper_rates(group).values()):
             raise ValueError("differentiable must be False while rates adapt, got True; set hyper_lr=0.")
-        if group.get("fused") and (group["foreach"] or group["differentiable"]):
+        if group.get("fused") and (group.get("foreach") or group.get("differentiable")):
             raise ValueError("fused must be None or False together with foreach or differentiable, got True; drop one.")
         self.check_arguments(group)
         if group["include_decay"] and not self.decoupled(group):
             raise ValueError(
                 "include_decay must be False for coupled weight decay, got True; use hyper_objective to choose there."
             )
+
+    def between_passes(self, works: list[Work]) -> None:
+        """What a subclass does when all sums are taken and no parameter has moved."""
 
     def decoupled(self, group: Group) -> bool:
         """Whether weight decay stands beside the direction instead of in it."""
@@ -142,10 +146,11 @@ class HyperOptimizer(Optimizer):
             if not parameters:
                 continue
             if self._is_plain(group):
-                with torch.set_grad_enabled(group["differentiable"]):
+                with torch.set_grad_enabled(bool(group.get("differentiable"))):
                     self.plain_step(group, parameters)
             else:
                 works.append(self._measure(position, group, parameters))
+        self.between_passes(works)
         self._adapt(works)
         for work in works:
             self._move(work)

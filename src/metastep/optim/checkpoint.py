@@ -37,12 +37,12 @@ def load(optimizer: HyperOptimizer, state_dict: StateDict, torch_load: Callable[
 
     def restore(_: torch.optim.Optimizer) -> None:
         for saved, group in zip(seen["param_groups"], optimizer.param_groups, strict=True):
-            own = set(rate_keys(group["levels"]))
+            own = {optimizer.key_prefix + key for key in rate_keys(group["levels"])}
             for index, parameter in zip(saved["params"], group["params"], strict=True):
                 entries = seen["state"].get(index, {})
                 for key, value in entries.items():
                     if isinstance(value, Tensor):
-                        kind = value.dtype if key in own else optimizer.state[parameter][key].dtype
+                        kind = value.dtype if key in own or value.dim() == 0 else optimizer.state[parameter][key].dtype
                         device = value.device if key == "step" and "last_update" not in entries else parameter.device
                         optimizer.state[parameter][key] = value.detach().to(device, kind, copy=True)
         optimizer._driver_states = dict(seen.get(DRIVERS, {}))
@@ -83,14 +83,15 @@ def completed_groups(optimizer: HyperOptimizer, given: StateDict) -> list[Group]
 
 def check_states(optimizer: HyperOptimizer, states: StateDict, saved: Group, group: Group) -> None:
     """Refuse a state that lacks a key, by name; a parameter without any state is one without gradients so far."""
+    prefix = optimizer.key_prefix
     buffers = optimizer.direction({**group, **saved}).buffers
     for index in saved["params"]:
         state = states.get(index)
         if not state:
             continue
-        adapting = any(key in state for key in (*SHARED_KEYS[1:], "layer_deviation", "global_deviation"))
+        adapting = any(prefix + key in state for key in (*SHARED_KEYS[1:], "layer_deviation", "global_deviation"))
         wanted = (*rate_keys(saved["levels"]), *buffers) if adapting else optimizer.plain_keys(saved)
-        for key in wanted:
+        for key in (prefix + key for key in wanted):
             if key not in state:
                 raise ValueError(
                     f"state_dict must have {key!r} in the state of parameter {index}, got {sorted(state)}; "

@@ -22,12 +22,14 @@ class Direction(ABC):
     Args:
         maximize: Climb instead of descend: every gradient changes its sign first.
         weight_decay: Coupled decay, added to the gradient as weight_decay times theta.
+        taken: Whether the parameters have already moved along u at the rate `group["lr"]` when the second pass begins.
         decoupled_decay: Decay that the rate multiplies beside the direction: theta <- theta - alpha (u + decay theta).
     """
 
     maximize: bool = False
     weight_decay: float = 0.0
     decoupled_decay: float = 0.0
+    taken: bool = False
 
     @property
     @abstractmethod

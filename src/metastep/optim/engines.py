@@ -49,9 +49,12 @@ def applied(work: Work, rows: bool = True) -> Rates:
     for target, _ in plan.parameter.pulls if plan.parameter is not None else ():
         if target != PREVIOUS:
             parents[target] = views(spread(rates.targets(target), rates.layout, target))
+    combined = rates.combined_rows() * rates.factors[rates.layout.tensor_of_row] if rows else None
+    if combined is not None and work.direction.taken:
+        combined = combined - rates.lr
     scaled = work.group["scaled"] and work.group["pull"] is None
     return Rates(
-        rows=views(rates.combined_rows() * rates.factors[rates.layout.tensor_of_row]) if rows else [],
+        rows=[] if combined is None else views(combined),
         deviations=[rates.elementwise[i] for i in work.active] if elementwise else [],
         shares=weight * factors,
         factors=factors,
