@@ -158,7 +158,7 @@ _RECIPES = (
         outer_valid=40_000,
         optimizer="adamw",
         optimizer_options={"weight_decay": 0.01},
-        learning_rate=3e-3,
+        learning_rate=0.01,
         clip_norm=1.0,
     ),
     Recipe(
@@ -183,12 +183,22 @@ RECIPES = MappingProxyType({recipe.name: recipe for recipe in _RECIPES})
 
 
 def task_names() -> list[str]:
-    """Give the names that `load_task` knows."""
+    """Give the names that `load_task` knows.
+
+    Example:
+        >>> task_names()[:2]
+        ['digits/mlp', 'digits/convnet']
+    """
     return list(RECIPES)
 
 
 def describe_tasks() -> dict[str, str]:
-    """Give one line about every task, by name."""
+    """Give one line about every task, by name.
+
+    Example:
+        >>> describe_tasks()["mnist/lenet5"]
+        'LeNet-5 on MNIST'
+    """
     return {name: recipe.summary for name, recipe in RECIPES.items()}
 
 
