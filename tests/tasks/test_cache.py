@@ -91,7 +91,7 @@ def test_writing_to_the_images_does_not_change_the_cache(source):
     expect(decoded_once([source], decode, variant=""), 1)
 
 
-def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch):
+def test_the_cache_lies_in_the_home_folder_by_default(tmp_path, monkeypatch):
     monkeypatch.delenv("METASTEP_CACHE")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert str(cache_folder()) == "/home/someone/.cache/metastep"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "metastep"
