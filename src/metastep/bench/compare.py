@@ -1,103 +1,46 @@
 """A comparison: several schedules on one task, the same seeds for all, one record a run."""
 
-import json
 import math
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metastep.bench.config import RunConfig
-from metastep.bench.methods import make_schedule
-from metastep.bench.records import write_records
-from metastep.bench.run import Progress, Run
+from metastep.bench.entrants import CompareConfig, Entrant
+from metastep.bench.locks import FolderLock
+from metastep.bench.methods import METHODS, make_schedule
+from metastep.bench.protocols import load_run_task
+from metastep.bench.records import read_record, write_records
+from metastep.bench.run import Progress
+from metastep.bench.stopping import never
+from metastep.bench.trainers import check_device
+from metastep.bench.workers import Cell, run_here, run_in_workers
 from metastep.files import write_atomically
-from metastep.tasks import load_task
+from metastep.schedules import Schedule, load_schedule, save_schedule
 
 #: Rates are chosen on a seed that is not among those compared.
-_TUNING_SEED = 10_000
+TUNING_SEED = 1_000_003
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """A schedule in a comparison: what to call it, and what it is (see ``make_schedule``)."""
-
-    label: str
-    schedule: str
-
-    @classmethod
-    def parse(cls, text: str) -> "Entrant":
-        """From ``name``, ``file`` or ``label=file``."""
-        label, found, schedule = text.partition("=")
-        if found:
-            return cls(label=label, schedule=schedule)
-        files, _, control = text.partition("@")
-        stem = "+".join(Path(part).stem for part in files.split("+"))
-        return cls(label=f"{stem}@{control}" if control else stem, schedule=text)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """What is compared.
+class ComparisonProgress:
+    """How far a comparison is.
 
     Args:
-        base: the settings that all runs share; its schedule, seed and lr are replaced.
-        entrants: the schedules.
-        seeds: number of seeds, >= 1; seeds are 0, 1, ...
-        lrs: base rates for the schedules that read one; of several each such schedule gets the one with the lowest
-            outer_valid loss at the end of a run on a seed of its own. Schedules that scale themselves are not tuned.
+        runs_done: runs at their end, those that choose rates among them.
+        runs: all runs.
+        steps_done: steps of all runs.
+        steps: all steps.
+        label: of the run that moved last.
+        run: how far that one is; None if it has come to its end.
     """
 
-    base: RunConfig
-    entrants: tuple[Entrant, ...]
-    seeds: int
-    lrs: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be >= 1, got {self.seeds}.")
-        if not self.entrants:
-            raise ValueError("schedules must name at least one schedule, got none.")
-        labels = [entrant.label for entrant in self.entrants]
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"schedules must have different labels, got {', '.join(labels)}; write label=file.")
-        if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
-            raise ValueError(f"lrs must be rates > 0, got {list(self.lrs)}.")
-
-    def to_json(self) -> str:
-        """The configuration as JSON text."""
-        entrants = [asdict(entrant) for entrant in self.entrants]
-        base = json.loads(self.base.to_json())
-        return json.dumps({"base": base, "entrants": entrants, "seeds": self.seeds, "lrs": self.lrs}, indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> "CompareConfig":
-        """The configuration of :meth:`to_json`.
-
-        Raises:
-            ValueError: if it is none.
-        """
-        try:
-            values = json.loads(text)
-            return cls(
-                base=RunConfig.from_json(json.dumps(values["base"])),
-                entrants=tuple(Entrant(**entrant) for entrant in values["entrants"]),
-                seeds=values["seeds"],
-                lrs=tuple(values["lrs"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"no configuration of a comparison: {error}") from error
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a comparison."""
-
+    runs_done: int
+    runs: int
+    steps_done: int
+    steps: int
     label: str
-    config: RunConfig
-    folder: Path
+    run: Progress | None
 
 
 class Comparison:
@@ -106,15 +49,17 @@ class Comparison:
     Args:
         config: what to compare.
         folder: where; runs lie in folders of their own below it.
+
+    Raises:
+        ValueError: for an unknown schedule or device, or settings that the task refuses.
+        OSError: for data or schedule files that are not there.
     """
 
     def __init__(self, config: CompareConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        task = load_task(config.base.task, data_dir=config.base.data_dir)
-        self._scales_itself = {
-            entrant.label: not make_schedule(entrant.schedule, config.base.total_steps, text=task.text)[0].relative
-            for entrant in config.entrants
-        }
+        check_device(config.base.device)
+        task = load_run_task(config.base)
+        self._schedules = {entrant.label: self._schedule(entrant, text=task.text) for entrant in config.entrants}
 
     @classmethod
     def resume(cls, folder: Path) -> "Comparison":
@@ -125,98 +70,162 @@ class Comparison:
         """
         path = folder / "compare.json"
         if not path.is_file():
-            raise FileNotFoundError(f"no comparison in {folder}: it has no compare.json.")
+            other = f"; it holds a run: metastep train --resume {folder}"
+            hint = other if (folder / "run.json").is_file() else "; --resume wants a folder that a comparison made"
+            raise FileNotFoundError(f"no comparison in {folder}{hint}.")
         return cls(CompareConfig.from_json(path.read_text()), folder)
 
     def execute(
         self,
         *,
         workers: int = 1,
-        on_cell: Callable[[str, int, int], None] | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] = never,
+        on_progress: Callable[[ComparisonProgress], None] | None = None,
     ) -> list[dict[str, Any]] | None:
         """Run what is not done; return the records in the order of the entrants, or None if it was stopped.
 
         Args:
             workers: processes, >= 1; with one, runs are in this process.
-            on_cell: told the label, the cells done and the cells known of, after each.
-            on_progress: told the progress of the running cell (one worker only).
+            should_stop: asked before every step; True stops every run there, with a checkpoint.
+            on_progress: told how far it is, as runs move.
+
+        Raises:
+            FolderInUse: if another process is at it.
+            OSError: if something cannot be written, or workers die again and again.
         """
         if workers < 1:
             raise ValueError(f"workers must be >= 1, got {workers}.")
-        write_atomically(self.folder / "compare.json", self.config.to_json())
-        tuning = list(self._tuning_cells())
-        final = len(self.config.entrants) * self.config.seeds
+        with FolderLock(self.folder):
+            write_atomically(self.folder / "compare.json", self.config.to_json())
+            for label, schedule in self._from_files():
+                save_schedule(schedule, self._file_of(label))
+            count = _Count(self._tuning_runs() + self._runs(), self.config.base.total_steps, on_progress)
+            tuned = self._run(self._tuning_cells(), workers, should_stop, count)
+            if not tuned or not self._run(self._cells(), workers, should_stop, count):
+                return None
+            records = [self._record(cell) for cell in self._cells()]
+            write_records(records, self.folder / "records.jsonl")
+            return records
 
-        def run(cells: Sequence[Cell], before: int) -> list[dict[str, Any]] | None:
-            done = []
-            for label, record in _run_all(cells, workers, on_progress):
-                if record["status"] == "stopped":
-                    return None
-                done.append(record)
-                if on_cell is not None:
-                    on_cell(label, before + len(done), len(tuning) + final)
-            return done
+    def chosen_rates(self) -> dict[str, float]:
+        """The base rate of every entrant that reads one; after the runs that choose it."""
+        return {e.label: self._rate(e) for e in self.config.entrants if self._schedules[e.label].relative}
 
-        if run(tuning, 0) is None or run(list(self._cells()), len(tuning)) is None:
-            return None
-        records = [_labelled(cell) for cell in self._cells()]
-        write_records(records, self.folder / "records.jsonl")
-        return records
+    # ---- cells
+
+    def _run(self, cells: Iterable[Cell], workers: int, should_stop: Callable[[], bool], count: "_Count") -> bool:
+        """Run the cells; False if it was stopped."""
+        numbered = dict(enumerate(cells))
+        done = set()
+        count.begin(numbered)
+        if workers == 1:
+            results = run_here(numbered, should_stop, count.moved)
+        else:
+            results = run_in_workers(numbered, workers, should_stop, count.moved)
+        for number, record in results:
+            if record["status"] == "stopped":
+                continue
+            done.add(number)
+            count.ended(number)
+        return len(done) == len(numbered)
+
+    def _tuned(self) -> list[Entrant]:
+        several = len(self.config.lrs) > 1
+        return [e for e in self.config.entrants if several and self._schedules[e.label].relative]
+
+    def _tuning_runs(self) -> int:
+        return len(self._tuned()) * len(self.config.lrs)
+
+    def _runs(self) -> int:
+        return len(self.config.entrants) * self.config.seeds
 
     def _tuning_cells(self) -> Iterator[Cell]:
-        if len(self.config.lrs) > 1:
-            for entrant in self.config.entrants:
-                if not self._scales_itself[entrant.label]:
-                    for lr in self.config.lrs:
-                        yield self._cell(entrant, _TUNING_SEED, lr, test=False)
+        for entrant in self._tuned():
+            for lr in self.config.lrs:
+                yield self._cell(entrant, TUNING_SEED, lr, test=False)
 
     def _cells(self) -> Iterator[Cell]:
         for entrant in self.config.entrants:
-            lr = self._chosen(entrant)
+            lr = self._rate(entrant)
             for seed in range(self.config.seeds):
                 yield self._cell(entrant, seed, lr, test=True)
 
     def _cell(self, entrant: Entrant, seed: int, lr: float, *, test: bool) -> Cell:
-        config = replace(self.config.base, schedule=entrant.schedule, seed=seed, lr=lr, test=test)
-        return Cell(entrant.label, config, self.folder / "runs" / entrant.label / f"lr-{lr:g}-seed-{seed}")
+        learns = entrant.schedule in METHODS and METHODS[entrant.schedule].learns
+        meta = self.config.base.meta if learns else None
+        config = replace(self.config.base, schedule=entrant.schedule, seed=seed, lr=lr, test=test, meta=meta)
+        folder = self.folder / "runs" / entrant.label / f"lr-{lr}-seed-{seed}"
+        file = None if entrant.schedule in METHODS else self._file_of(entrant.label)
+        return Cell(label=entrant.label, config=config, folder=folder, schedule_file=file)
 
-    def _chosen(self, entrant: Entrant) -> float:
-        """The rate with the lowest last outer_valid loss; a diverged run never has it."""
-        lrs = self.config.lrs
-        if len(lrs) == 1 or self._scales_itself[entrant.label]:
-            return lrs[0]
+    def _rate(self, entrant: Entrant) -> float:
+        """The rate with the lowest last outer_valid loss; a diverged run never has it, and the smaller wins a tie."""
+        if entrant not in self._tuned():
+            return self.config.lrs[0]
 
         def last_loss(lr: float) -> float:
-            cell = self._cell(entrant, _TUNING_SEED, lr, test=False)
-            record = json.loads((cell.folder / "record.json").read_text())
-            losses = record["valid"]["loss"]
-            return losses[-1] if record["status"] == "finished" and losses and losses[-1] is not None else math.inf
+            record = read_record(self._cell(entrant, TUNING_SEED, lr, test=False).folder)
+            if record is None or record["status"] != "finished" or not record["valid"]["loss"]:
+                return math.inf
+            loss = record["valid"]["loss"][-1]
+            return math.inf if loss is None else float(loss)
 
-        return min(lrs, key=last_loss)
+        return min(self.config.lrs, key=lambda lr: (last_loss(lr), lr))
+
+    def _record(self, cell: Cell) -> dict[str, Any]:
+        record = read_record(cell.folder)
+        if record is None:
+            raise FileNotFoundError(f"the record of {cell.folder} is gone; --resume runs it again.")
+        return {**record, "label": cell.label}
+
+    # ---- schedules from files are copied, so that a comparison is of one and the same schedule whenever it goes on
+
+    def _file_of(self, label: str) -> Path:
+        return self.folder / "schedules" / f"{label}.safetensors"
+
+    def _schedule(self, entrant: Entrant, *, text: bool) -> Schedule:
+        file = self._file_of(entrant.label)
+        if (self.folder / "compare.json").is_file() and file.is_file():
+            return load_schedule(file)
+        return make_schedule(entrant.schedule, self.config.base.total_steps, text=text)[0]
+
+    def _from_files(self) -> Iterator[tuple[str, Schedule]]:
+        for entrant in self.config.entrants:
+            if entrant.schedule not in METHODS and not self._file_of(entrant.label).is_file():
+                yield entrant.label, self._schedules[entrant.label]
 
 
-def _run_all(
-    cells: Sequence[Cell], workers: int, on_progress: Callable[[Progress], None] | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    if workers == 1:
-        for cell in cells:
-            yield cell.label, Run(cell.config, cell.folder, on_progress=on_progress, tensorboard=False).execute()
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_run_cell, cell): cell for cell in cells}
-        try:
-            for future in as_completed(futures):
-                yield futures[future].label, future.result()
-        except KeyboardInterrupt:  # the workers had the signal, too, and stop after their step
-            pool.shutdown(cancel_futures=True)
-            yield "", {"status": "stopped"}
+class _Count:
+    """Adds up what the runs of a comparison have done, and tells whoever watches."""
 
+    def __init__(self, runs: int, steps: int, tell: Callable[[ComparisonProgress], None] | None) -> None:
+        self._runs, self._steps, self._tell = runs, steps, tell
+        self._ended = 0
+        self._moving: dict[int, int] = {}  # steps of the runs at work
+        self._cells: dict[int, Cell] = {}
 
-def _run_cell(cell: Cell) -> dict[str, Any]:
-    return Run(cell.config, cell.folder, tensorboard=False).execute()
+    def begin(self, cells: dict[int, Cell]) -> None:
+        self._cells = cells
+        self._moving.clear()
 
+    def moved(self, number: int, progress: Progress) -> None:
+        self._moving[number] = progress.step
+        self._say(number, progress)
 
-def _labelled(cell: Cell) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((cell.folder / "record.json").read_text())
-    return {**record, "label": cell.label}
+    def ended(self, number: int) -> None:
+        self._moving.pop(number, None)
+        self._ended += 1
+        self._say(number, None)
+
+    def _say(self, number: int, progress: Progress | None) -> None:
+        if self._tell is not None:
+            self._tell(
+                ComparisonProgress(
+                    runs_done=self._ended,
+                    runs=self._runs,
+                    steps_done=self._ended * self._steps + sum(self._moving.values()),
+                    steps=self._runs * self._steps,
+                    label=self._cells[number].label,
+                    run=progress,
+                )
+            )

@@ -55,7 +55,7 @@ class RunConfig:
     Args:
         task: name of a task.
         schedule: a name or files, see :func:`metastep.bench.methods.make_schedule`.
-        seed: of the weights, the data order and dropout.
+        seed: of the weights, the data order and dropout, >= 0.
         optimizer: name of the base optimizer.
         optimizer_options: its options besides the rate.
         lr: base rate, > 0; schedules that scale themselves do not read it.
@@ -67,13 +67,13 @@ class RunConfig:
         inner_valid: examples held out for meta-gradients; None: the task's default.
         outer_valid: examples held out for curves and selection; None: the task's default.
         noise: "uniform" or "flip" label noise; None: clean labels.
-        noise_rate: share of wrong labels, in [0, 1].
+        noise_rate: share of wrong labels, in [0, 1]; without noise 0.
         data_dir: folder of the data; None: looked for.
         device: where to train.
         threads: CPU threads; None leaves torch's choice.
         log_every: steps between entries of the training curve, >= 1.
         eval_every: steps between evaluations on outer_valid, >= 1; None never.
-        checkpoint_every: steps between checkpoints, >= 1.
+        checkpoint_every: steps between checkpoints, >= 1; None: about every half minute.
         test: whether the test split is read at the end.
         meta: how the schedule is learned; None: it is not.
     """
@@ -98,7 +98,7 @@ class RunConfig:
     threads: int | None = None
     log_every: int = 10
     eval_every: int | None = 100
-    checkpoint_every: int = 500
+    checkpoint_every: int | None = None
     test: bool = True
     meta: MetaConfig | None = None
 
@@ -107,9 +107,19 @@ class RunConfig:
         _at_least(1, batch_size=self.batch_size, total_steps=self.total_steps, train_size=self.train_size)
         _at_least(1, log_every=self.log_every, eval_every=self.eval_every, checkpoint_every=self.checkpoint_every)
         _at_least(1, threads=self.threads)
-        _at_least(0, warmup_steps=self.warmup_steps, inner_valid=self.inner_valid, outer_valid=self.outer_valid)
+        _at_least(
+            0,
+            seed=self.seed,
+            warmup_steps=self.warmup_steps,
+            inner_valid=self.inner_valid,
+            outer_valid=self.outer_valid,
+        )
         if not 0 <= self.noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {self.noise_rate}; it is the share of wrong labels.")
+        if self.noise not in (None, "uniform", "flip"):
+            raise ValueError(f"noise must be uniform or flip, got {self.noise!r}.")
+        if self.noise is None and self.noise_rate > 0:
+            raise ValueError(f"noise must be uniform or flip for a noise_rate of {self.noise_rate}, got none.")
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
 

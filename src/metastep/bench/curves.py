@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from metastep.files import write_atomically
+
 
 class CurveLog:
     """Appends entries to ``metrics.jsonl`` and, if tensorboard is installed, to event files in the same folder.
@@ -19,8 +21,8 @@ class CurveLog:
 
     def __init__(self, folder: Path, *, after: int = 0, tensorboard: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
-        entries = [entry for entry in read_entries(self.path) if entry["step"] <= after] if after else []
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        entries = [entry for entry in read_entries(self.path) if entry["step"] <= after]
+        write_atomically(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
         self._file: TextIO = self.path.open("a")
         self._events = _writer(folder, after) if tensorboard else None
 
@@ -40,8 +42,7 @@ class CurveLog:
             self._events.flush()
 
     def close(self) -> None:
-        """Sync and let go of the files."""
-        self.sync()
+        """Let go of the files; what was not synced may be lost."""
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -62,4 +63,4 @@ def _writer(folder: Path, after: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # the extra "track" is not installed
         return None
-    return SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+    return SummaryWriter(str(folder), purge_step=after + 1)  # hides what a killed life wrote beyond

@@ -83,11 +83,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def is_file(schedule: str) -> bool:
-    """True if a schedule is given as a file (or several, joined by +) rather than by name."""
-    return schedule not in METHODS and all(Path(part).is_file() for part in schedule.split("+"))
-
-
 def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Schedule, bool]:
     """Return the schedule and whether it is to be learned during the run.
 
@@ -99,22 +94,28 @@ def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Sched
 
     Raises:
         ValueError: for an unknown name (with the nearest), or files that do not go together.
+        FileNotFoundError: for a file that is not there.
     """
     if schedule in METHODS:
         made, learns = METHODS[schedule].make(total_steps), METHODS[schedule].learns
     else:
-        files, _, control = schedule.partition("@")
-        if control not in ("", "staircase"):
-            raise ValueError(f"schedule may end in @staircase, got @{control}.")
-        if not is_file(files):
-            raise unknown_name("schedule", schedule, METHODS)
-        members = [load_schedule(part) for part in files.split("+")]
-        made, learns = members[0] if len(members) == 1 else Phased(members), False
-        if control:
-            made = (made if isinstance(made, Phased) else Phased([made])).staircase()
+        made, learns = _from_files(schedule), False
     if not made.relative:
         _read_text(made, text)
     return made.with_total_steps(total_steps), learns
+
+
+def _from_files(schedule: str) -> Schedule:
+    files, _, control = schedule.partition("@")
+    if not any(Path(part).suffix or "/" in part or Path(part).is_file() for part in files.split("+")):
+        raise unknown_name("schedule", schedule, METHODS)
+    if control not in ("", "staircase"):
+        raise ValueError(f"schedule may end in @staircase, got @{control}.")
+    members = [load_schedule(part) for part in files.split("+")]
+    made = members[0] if len(members) == 1 else Phased(members)
+    if control:
+        made = (made if isinstance(made, Phased) else Phased([made])).staircase()
+    return made
 
 
 def _read_text(schedule: Schedule, text: bool) -> None:

@@ -45,7 +45,7 @@ def make_record(
         "train": train,
         "valid": _columns(entries, "valid", ("step", "seconds", "loss", quality)),
         "meta": _columns(entries, "meta", ("step", "seconds", "loss")),
-        "final": {name: _finite(value) for name, value in final.items()},
+        "final": {name: _finite(final.get(name)) for name in ("loss", quality)},
         "train_seconds": train_seconds,
         "eval_seconds": eval_seconds,
         "peak_rate": max((rate for rate in train["lr"] if rate is not None), default=None),
@@ -54,6 +54,22 @@ def make_record(
         "settings": {**settings, "data": task.notes, "splits": dict(task.splits)},
         **provenance(config.device),
     }
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of the run in a folder; None if it has not come to its end.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); without it the run's last steps are taken again.") from error
+    return record
 
 
 def write_record(record: dict[str, Any], path: Path) -> None:
@@ -71,5 +87,5 @@ def _columns(path: Path, split: str, names: tuple[str, ...]) -> dict[str, list[A
     return {name: [entry.get(name) for entry in entries] for name in names}
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,6 +1,5 @@
 """A run: from a configuration to trained weights, curves and a record, in a folder that can be resumed."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -9,30 +8,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from metastep.bench.config import RunConfig
 from metastep.bench.curves import CurveLog
-from metastep.bench.methods import make_schedule
-from metastep.bench.optimizers import make_optimizer
+from metastep.bench.locks import FolderLock
+from metastep.bench.methods import METHODS
 from metastep.bench.protocols import load_run_task
-from metastep.bench.records import make_record, write_record
-from metastep.bench.stopping import StopSignal
+from metastep.bench.records import make_record, read_record, write_record
+from metastep.bench.stopping import never
+from metastep.bench.trainers import make_trainer
 from metastep.files import write_atomically
-from metastep.meta import MetaLearner
 from metastep.meta.checkpoints import CheckpointFile
-from metastep.meta.trainer import Trainer
-from metastep.schedules import LearnedLR, MLRSNet, Phased, Schedule, load_schedule, save_schedule
+from metastep.schedules import MLRSNet, Phased, Schedule, load_schedule, save_schedule
 
 Status = Literal["running", "finished", "diverged", "stopped"]
 
-#: Batches of training data on which an eval-mode training loss is measured, to set the scale of a learned schedule.
-_SCALE_BATCHES = 20
+#: Without ``checkpoint_every``: seconds between checkpoints, or so many times what saving one takes if that is more.
+_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 30.0, 20.0
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a run tells whoever watches it, at every entry of its training curve."""
+    """What a run tells whoever watches it, after every stretch of steps."""
 
     step: int
     total_steps: int
@@ -43,13 +40,20 @@ class Progress:
 
 
 class Run:
-    """One run, and its folder: ``run.json``, ``metrics.jsonl``, ``checkpoint.pt``, ``record.json``, learned schedules.
+    """One run, and its folder: ``run.json``, ``metrics.jsonl``, ``checkpoint.pt``, ``record.json``, schedules.
 
     Args:
         config: what to run.
-        folder: where; made if needed. If it holds a checkpoint, the run goes on from there.
-        on_progress: called at every entry of the training curve.
+        folder: where; made if needed. If it holds a run of this configuration, that goes on.
+        schedule_file: read the schedule from here rather than from where the configuration says.
+        should_stop: asked before every step; True stops there, with a checkpoint.
+        on_progress: called after every stretch of steps.
+        on_note: told what a person should know, such as a damaged checkpoint.
         tensorboard: whether to write event files.
+
+    Raises:
+        ValueError: for a configuration that cannot be run, or that is not that of the run in the folder.
+        OSError: for data or schedule files that are not there.
     """
 
     def __init__(
@@ -57,175 +61,114 @@ class Run:
         config: RunConfig,
         folder: Path,
         *,
+        schedule_file: Path | None = None,
+        should_stop: Callable[[], bool] = never,
         on_progress: Callable[[Progress], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
         tensorboard: bool = True,
     ) -> None:
         self.config, self.folder = config, folder
         self.status: Status = "running"
-        self.note: str | None = None
-        self._on_progress = on_progress
+        self._should_stop, self._on_progress, self._on_note = should_stop, on_progress, on_note
         self._tensorboard = tensorboard
-        self._stop = StopSignal()
-        self._train_seconds = 0.0
-        self._eval_seconds = 0.0
         self._valid: dict[str, float] = {}
+        self._train_seconds, self._eval_seconds = 0.0, 0.0
+        self._loss_sum = torch.zeros(())  # since the last entry of the training curve
+        self._loss_count = 0
+        self._saved_at, self._saving_took = time.monotonic(), 0.0
+        begun = (folder / "run.json").is_file()
+        if begun and read_config(folder) != config:
+            raise ValueError(f"config must be that of the run in {folder}, got another; use a new folder.")
+        self._schedule_file = schedule_file
+        if begun and schedule_file is None and self._kept_schedule.is_file():
+            self._schedule_file = self._kept_schedule
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.task = load_run_task(config)
         self._checkpoint = CheckpointFile(folder / "checkpoint.pt")
-        self.trainer = self._make_trainer()
-
-    @classmethod
-    def resume(cls, folder: Path, **options: Any) -> "Run":
-        """The run of a folder, where its last good checkpoint stands.
-
-        Raises:
-            FileNotFoundError: if there is no run in the folder.
-            ValueError: if its files cannot be read.
-        """
-        path = folder / "run.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"no run in {folder}: it has no run.json; --resume wants a folder that a run made.")
-        return cls(RunConfig.from_json(path.read_text()), folder, **options)
-
-    @property
-    def stop_code(self) -> int:
-        """The exit code that a stop asks for: 130 after Ctrl-C, 0 after SIGTERM."""
-        return self._stop.exit_code
-
-    # ---- making
-
-    def _make_trainer(self) -> Trainer:
-        config, task = self.config, self.task
-        torch.manual_seed(config.seed)
-        model = task.make_model().to(config.device).train()
-        optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr, config.optimizer_options)
-        schedule, learns = self._schedule()
-        batches = task.batches("train", batch_size=config.batch_size, seed=config.seed, device=config.device)
-        lr = LearnedLR(
-            optimizer,
-            schedule,
-            num_classes=task.num_classes,
-            total_steps=config.total_steps,
-            warmup_steps=config.warmup_steps,
-            initial_loss=None if schedule.relative or self._checkpoint.exists() else self._training_loss(model),
-            measure_loss=lambda: self._training_loss(model),
-        )
-        learner, validation = None, None
-        if learns:
-            learner, validation = self._learner(lr, model)
-        meta = config.meta
-        return Trainer(
-            model=model,
-            optimizer=optimizer,
-            lr=lr,
-            loss=task.loss,
-            batches=batches,
-            learner=learner,
-            validation_batches=validation,
-            learns_at=None if meta is None else meta.learns_at,
-            clip_norm=config.clip_norm,
-        )
-
-    def _schedule(self) -> tuple[Schedule, bool]:
-        """The configured schedule; one from files is copied into the folder, so that a resume does not need them."""
-        config, kept = self.config, self.folder / "schedule-used.safetensors"
-        if kept.exists():
-            return load_schedule(kept), False
-        meta = config.meta
-        if config.schedule == "mlr-snet" and meta is not None:
-            schedule, learns = make_schedule(config.schedule, config.total_steps, text=self.task.text)
-            assert isinstance(schedule, MLRSNet)
-            return MLRSNet(meta.hidden_size, meta.num_layers, scale=schedule.scale), learns
-        schedule, learns = make_schedule(config.schedule, config.total_steps, text=self.task.text)
-        if not schedule.relative and not learns:
-            save_schedule(schedule, kept)
-        return schedule, learns
-
-    def _learner(self, lr: LearnedLR, model: nn.Module) -> tuple[MetaLearner, Any]:
-        config, task = self.config, self.task
-        if task.splits["inner_valid"] == 0:
-            raise ValueError(f"inner_valid must be > 0 to learn a schedule on {task.name}; it is the validation data.")
-        meta = config.meta
-        size = None if meta is None else meta.batch_size
-        validation = task.batches(
-            "inner_valid", batch_size=size or config.batch_size, seed=config.seed + 1, device=config.device
-        )
-        every, meta_lr = (300, 1e-3) if meta is None else (meta.every, meta.meta_lr)
-        return MetaLearner(lr, lambda: task.loss(model, next(validation)), every=every, meta_lr=meta_lr), validation
-
-    def _training_loss(self, model: nn.Module) -> float:
-        """Mean training loss of the network as it is, in eval mode."""
-        return self.task.evaluate(
-            model,
-            "train",
-            batch_size=self.config.batch_size,
-            max_batches=_SCALE_BATCHES,
-            device=self.config.device,
-        )["loss"]
+        fresh = not (begun and self._checkpoint.exists())
+        self.trainer = make_trainer(config, self.task, schedule_file=self._schedule_file, fresh=fresh)
 
     # ---- running
 
     def execute(self) -> dict[str, Any]:
-        """Run to the end, or to a stop signal; return the record.
+        """Run to the end, or until ``should_stop``; return the record.
 
-        SIGINT and SIGTERM end it after the current step, with a checkpoint; status is then "stopped".
+        A run that has come to its end is not run again, so the test split is read once.
+
+        Raises:
+            FolderInUse: if another process is at it.
+            OSError: if something cannot be written; the last good checkpoint is kept.
         """
-        if (done := self.folder / "record.json").exists():  # the test split is read once
-            record: dict[str, Any] = json.loads(done.read_text())
-            self.status = record["status"]
-            return record
-        write_atomically(self.folder / "run.json", self.config.to_json())
-        self._restore()
-        trainer, config = self.trainer, self.config
-        log = CurveLog(self.folder, after=trainer.steps, tensorboard=self._tensorboard)
-        try:
-            with self._stop:
+        with FolderLock(self.folder):
+            record = read_record(self.folder)
+            if record is not None:
+                self.status = record["status"]
+                return record
+            self._begin()
+            self._restore()
+            log = CurveLog(self.folder, after=self.trainer.steps, tensorboard=self._tensorboard)
+            try:
                 while self.status == "running":
-                    if trainer.steps >= config.total_steps:
+                    if self.trainer.steps >= self.config.total_steps:
                         self.status = "finished"
-                    elif self._stop.received:
+                    elif self._should_stop():
                         self.status = "stopped"
                     else:
-                        self._interval(log)
-            log.sync()
-            self._save()
-            return self._finish(log)
-        finally:
-            log.close()
+                        self._stretch(log)
+                self._save(log)
+                return self._finish(log)
+            finally:
+                log.close()
 
-    def _interval(self, log: CurveLog) -> None:
-        """Train to the next entry of the curve, then look, keep and evaluate what is due."""
+    def _stretch(self, log: CurveLog) -> None:
+        """Train to the next step at which something is due: an entry, a look, a snapshot, a checkpoint."""
         trainer, config = self.trainer, self.config
-        started, total = time.perf_counter(), torch.zeros((), device=config.device)
-        first = trainer.steps
-        events = [config.log_every, config.checkpoint_every, config.eval_every or config.total_steps]
-        until = min(
-            config.total_steps, *(_next_multiple(first, every) for every in events), *self._snapshots_after(first)
-        )
-        while trainer.steps < until and not self._stop.received:
-            total += trainer.advance()
-        if trainer.steps == first:
-            return
-        loss = float(total) / (trainer.steps - first)  # waits for the device: the clock is honest
+        self._loss_sum = self._loss_sum.to(config.device)
+        until = self._next_event()
+        started = time.perf_counter()
+        while trainer.steps < until and not self._should_stop():
+            self._loss_sum += trainer.advance()
+            self._loss_count += 1
+        loss_sum = float(self._loss_sum)  # waits for the device: the clock is honest
         self._train_seconds += time.perf_counter() - started
-        step, lr = trainer.steps, trainer.lr.get_last_lr()[0]
-        log.write("train", step, {"loss": loss, "lr": lr, "seconds": self._train_seconds})
+        if trainer.steps < until:
+            return
+        step, loss, lr = trainer.steps, loss_sum / self._loss_count, trainer.lr.get_last_lr()[0]
         learner = trainer.learner
         meta_loss = None if learner is None else learner.last_meta_loss
-        if meta_loss is not None:
-            log.write("meta", step, {"loss": meta_loss, "seconds": self._train_seconds})
         if not math.isfinite(loss):
             self.status = "diverged"
-        elif config.eval_every is not None and (step % config.eval_every == 0 or step == config.total_steps):
+        if self.status == "diverged" or self._due(config.log_every):
+            log.write("train", step, {"loss": loss, "lr": lr, "seconds": self._train_seconds})
+            if meta_loss is not None:
+                log.write("meta", step, {"loss": meta_loss, "seconds": self._train_seconds})
+            self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
+        if self.status == "running" and config.eval_every is not None and self._due(config.eval_every):
             self._evaluate(log)
         if self._on_progress is not None:
-            self._on_progress(Progress(step, config.total_steps, loss, lr, self._valid, meta_loss))
+            total = config.total_steps
+            self._on_progress(
+                Progress(step=step, total_steps=total, loss=loss, lr=lr, valid=self._valid, meta_loss=meta_loss)
+            )
         if step in self._snapshots():
             save_schedule(trainer.lr.schedule, self._snapshot(step))
-        if step % config.checkpoint_every == 0 and step < config.total_steps:
-            log.sync()
-            self._save()
+        if self._checkpoint_due() and step < config.total_steps:
+            self._save(log)
+
+    def _next_event(self) -> int:
+        config, step = self.config, self.trainer.steps
+        intervals = [config.log_every, config.checkpoint_every, config.eval_every]
+        events = [(step // every + 1) * every for every in intervals if every is not None]
+        return min(config.total_steps, *events, *(snapshot for snapshot in self._snapshots() if snapshot > step))
+
+    def _due(self, every: int) -> bool:
+        return self.trainer.steps % every == 0 or self.trainer.steps == self.config.total_steps
+
+    def _checkpoint_due(self) -> bool:
+        if self.config.checkpoint_every is not None:
+            return self._due(self.config.checkpoint_every)
+        return time.monotonic() - self._saved_at > max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * self._saving_took)
 
     def _evaluate(self, log: CurveLog) -> None:
         if self.task.splits["outer_valid"] == 0:
@@ -244,7 +187,6 @@ class Run:
                 started = time.perf_counter()
                 test = self.task.evaluate(self.trainer.model, "test", device=self.config.device)
                 self._eval_seconds += time.perf_counter() - started
-        log.sync()
         record = make_record(
             self.config,
             self.task,
@@ -262,32 +204,50 @@ class Run:
 
     # ---- what is kept
 
+    @property
+    def _kept_schedule(self) -> Path:
+        return self.folder / "schedule-used.safetensors"
+
+    def _begin(self) -> None:
+        """Write the configuration, and the schedule if it is from files: a resume does not need those."""
+        if not (self.folder / "run.json").is_file():
+            write_atomically(self.folder / "run.json", self.config.to_json())
+        if self._schedule_file is None and self.config.schedule not in METHODS:
+            save_schedule(self.trainer.lr.schedule, self._kept_schedule)
+
     def _restore(self) -> None:
         if not self._checkpoint.exists():
             return
-        state, self.note = self._checkpoint.load()
+        state, note = self._checkpoint.load()
+        if note is not None and self._on_note is not None:
+            self._on_note(note)
         self.trainer.load_state_dict(state["trainer"])
         self._train_seconds, self._eval_seconds = state["train_seconds"], state["eval_seconds"]
         self._valid = state["valid"]
+        loss_sum, self._loss_count = state.get("open_entry", (0.0, 0))
+        self._loss_sum = torch.tensor(loss_sum, device=self.config.device)
         self.status = "diverged" if state["status"] == "diverged" else "running"
 
-    def _save(self) -> None:
+    def _save(self, log: CurveLog) -> None:
+        """Write a checkpoint, after the curves that belong to it."""
+        started = time.monotonic()
+        log.sync()
         self._checkpoint.save(
             {
                 "trainer": self.trainer.state_dict(),
                 "train_seconds": self._train_seconds,
                 "eval_seconds": self._eval_seconds,
                 "valid": self._valid,
+                "open_entry": (float(self._loss_sum), self._loss_count),
                 "status": self.status,
             }
         )
+        self._saved_at = time.monotonic()
+        self._saving_took = self._saved_at - started
 
     def _snapshots(self) -> tuple[int, ...]:
         meta = self.config.meta
         return () if meta is None or self.trainer.learner is None else meta.snapshots
-
-    def _snapshots_after(self, step: int) -> list[int]:
-        return [snapshot for snapshot in self._snapshots() if snapshot > step]
 
     def _snapshot(self, step: int) -> Path:
         return self.folder / "snapshots" / f"step-{step:07d}.safetensors"
@@ -301,5 +261,16 @@ class Run:
         save_schedule(learned, self.folder / "schedule.safetensors")
 
 
-def _next_multiple(step: int, every: int) -> int:
-    return (step // every + 1) * every
+def read_config(folder: Path) -> RunConfig:
+    """Return the configuration of the run in a folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it cannot be read.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        other = f"; it holds a comparison: metastep compare --resume {folder}"
+        hint = other if (folder / "compare.json").is_file() else "; --resume wants a folder that a run made"
+        raise FileNotFoundError(f"no run in {folder}{hint}.")
+    return RunConfig.from_json(path.read_text())

@@ -2,21 +2,40 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
 class StopSignal:
     """Within ``with``, the first SIGINT or SIGTERM is only noted; a second one of the kind does what it did before.
 
     Outside the main thread, where Python delivers no signals, nothing is ever noted.
+
+    Args:
+        on_signal: called when one is noted.
+
+    Example:
+        >>> with StopSignal() as stop:
+        ...     stop()
+        False
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_signal: Callable[[], None] | None = None) -> None:
         self.received: int | None = None
+        self._on_signal = on_signal
         self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """True once a signal was noted."""
+        return self.received is not None
 
     @property
     def exit_code(self) -> int:
@@ -36,3 +55,5 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, self._before[number])
+        if self._on_signal is not None:
+            self._on_signal()

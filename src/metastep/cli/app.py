@@ -10,7 +10,6 @@ from metastep.cli.options import Stopped
 app = typer.Typer(
     name="metastep",
     help="Learning rates that learn: train with a schedule, learn one, carry it to another task, compare.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -21,24 +20,42 @@ app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("list")(listing.listing)
 
+#: What a command line that cannot be read raises; typer does not export its name.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
 
 @app.callback(invoke_without_command=True)
-def version_option(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def metastep(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
+) -> None:
     """Learning rates that learn: train with a schedule, learn one, carry it to another task, compare."""
     if version:
         from metastep.version import __version__
 
         typer.echo(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
     """Run the command line; exit code 0 done, 2 bad input, 130 stopped by Ctrl-C."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except Stopped as stopped:
         typer.echo(str(stopped), err=True)
         sys.exit(stopped.code)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("stopped.", err=True)
+        sys.exit(130)
+    except _UsageError as error:
+        _refuse(error.format_message())  # type: ignore[attr-defined]
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+        _refuse(str(error))
+    if code == 130:  # Ctrl-C where nothing was begun; newer versions of typer return it
+        typer.echo("stopped.", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from metastep.cli import options as o
-from metastep.cli.display import output
+from metastep.cli.display import say, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +28,7 @@ def inspect(
     gate_layout: Annotated[
         str | None, typer.Option(help="For published .pth files: ifgo (default) or ifog_shifted.")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="PNG to draw; default: beside the file, or here if that fails.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw; default: FILE's name with -rates.png, here.")] = None,
     json: o.Json = False,
 ) -> None:
     """Show a schedule's configuration and the rate it would set for a falling, a rising and a flat loss."""
@@ -57,16 +56,16 @@ def inspect(
     if json:
         o.print_json({**facts, "rates": rates, "reaction": reaction})
         return
-    output.print(_facts_table(file, facts))
-    output.print(_rates_table(rates))
-    output.print(
+    show(_facts_table(file, facts))
+    show(_rates_table(rates))
+    say(
         f"The rate for a falling and for a rising loss differ by {reaction:.1%} of their mean (largest over the run, "
         "same step, scale fixed)."
     )
     from metastep.report import rate_plot
 
-    target = plot or file.with_suffix(".png")
-    output.print(f"plot: {rate_plot(rates, target, title=file.name)}")
+    target = plot or Path(f"{file.stem}-rates.png")
+    say(f"plot: {rate_plot(rates, target, title=file.name)}")
 
 
 def _rates(schedule: Schedule, losses: Sequence[float], num_classes: int, initial: float) -> list[float]:
@@ -87,7 +86,7 @@ def _reaction(rates: dict[str, list[float]]) -> float:
 
 
 def _facts_table(file: Path, facts: dict[str, Any]) -> Table:
-    table = Table(title=str(file), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(title=escape(str(file)), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_row("class", facts["class"])
     table.add_row("weights", f"{facts['weights']:,} ({facts['bytes'] / 1024:.0f} KiB)")
     config = facts["config"]
@@ -96,7 +95,7 @@ def _facts_table(file: Path, facts: dict[str, Any]) -> Table:
         config = {"of each": config["schedules"][0]["class"], **config["schedules"][0]["config"]}
     for name, value in config.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        table.add_row(name, shown)
+        table.add_row(name, escape(shown))
     return table
 
 
@@ -111,6 +110,6 @@ def _rates_table(rates: dict[str, list[float]]) -> Table:
     return table
 
 
-def _course(values: Sequence[float], high: float, width: int = 48) -> str:
+def _course(values: Sequence[float], high: float, width: int = 40) -> str:
     picked = [values[round(place * (len(values) - 1) / (width - 1))] for place in range(width)]
     return "".join(_BARS[min(int(value / high * len(_BARS)), len(_BARS) - 1)] for value in picked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from metastep.cli import options as o
-from metastep.cli.display import output
+from metastep.cli.display import say, show
 
 
 def listing(json: o.Json = False) -> None:
@@ -26,5 +26,5 @@ def listing(json: o.Json = False) -> None:
         table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
         for name, summary in entries.items():
             table.add_row(f"  [bold]{name}[/bold]", summary)
-        output.print(table)
-        output.print()
+        show(table)
+        say("")

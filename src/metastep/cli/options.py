@@ -1,82 +1,113 @@
-"""The options that several commands share, and how they become a run's configuration."""
+"""The options that several commands share, and how commands begin and end."""
 
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
-
-if TYPE_CHECKING:
-    from metastep.bench.config import RunConfig
 
 TaskName = Annotated[
     str | None, typer.Argument(help="A task, such as digits/mlp; see `metastep list`.", metavar="TASK")
 ]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps of the run; default: the task's.")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training data, instead of --steps.")]
-BatchSize = Annotated[int | None, typer.Option(help="Examples a step; default: the task's.")]
 Lr = Annotated[float | None, typer.Option(help="Base rate; schedules that scale themselves do not read it.")]
-OptimizerName = Annotated[str | None, typer.Option("--optimizer", help="Base optimizer; default: the task's.")]
-Momentum = Annotated[float | None, typer.Option(help="Momentum of the optimizer.")]
-WeightDecay = Annotated[float | None, typer.Option(help="Weight decay of the optimizer.")]
-Warmup = Annotated[int, typer.Option("--warmup", help="Steps of linear warm-up.")]
-TrainSize = Annotated[int | None, typer.Option(help="Train on so many examples only.")]
-Noise = Annotated[str | None, typer.Option(help="Label noise of the training split: uniform or flip.")]
-NoiseRate = Annotated[float, typer.Option(help="Share of wrong labels, in [0, 1].")]
-Data = Annotated[str | None, typer.Option(help="Folder of the data; default: METASTEP_DATA, ./data, ../shared/data.")]
-Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
-LogEvery = Annotated[int | None, typer.Option(help="Steps between entries of the training curve.")]
-EvalEvery = Annotated[int | None, typer.Option(help="Steps between evaluations on held-out data.")]
-CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: a new one under runs/.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with what lies in this folder, bit for bit.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What can be said of a run, whichever command makes it; None leaves it to the task."""
+
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of a run; default: the task's.")] = None
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training data, instead of --steps.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step; default: the task's.")] = None
+    optimizer: Annotated[str | None, typer.Option(help="Base optimizer; default: the task's.")] = None
+    momentum: Annotated[float | None, typer.Option(help="Momentum of the optimizer.")] = None
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the optimizer.")] = None
+    warmup_steps: Annotated[int | None, typer.Option("--warmup", help="Steps of linear warm-up.")] = None
+    train_size: Annotated[int | None, typer.Option(help="Train on so many examples only.")] = None
+    inner_valid: Annotated[int | None, typer.Option(help="Examples held out to learn schedules from.")] = None
+    outer_valid: Annotated[int | None, typer.Option(help="Examples held out for curves and choices.")] = None
+    noise: Annotated[str | None, typer.Option(help="Label noise of the training split: uniform or flip.")] = None
+    noise_rate: Annotated[float | None, typer.Option(help="Share of wrong labels, in [0, 1].")] = None
+    data_dir: Annotated[
+        str | None, typer.Option("--data", help="Folder of the data; default: METASTEP_DATA, ./data, ../shared/data.")
+    ] = None
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")] = "cpu"
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a run.")] = None
+    log_every: Annotated[int | None, typer.Option(help="Steps between entries of the training curve.")] = None
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations on held-out data.")] = None
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; default: about every half minute.")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was said, by the names that ``bench.protocols`` knows.
+
+        Raises:
+            ValueError: for label noise of which only the kind or only the share is given.
+        """
+        if (self.noise is None) is not (self.noise_rate is None):
+            raise ValueError(f"noise and noise_rate must be given together, got {self.noise} and {self.noise_rate}.")
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the fields of RunOptions as options of its own; it gets them as its argument ``run``."""
+    hints = get_type_hints(RunOptions, include_extras=True)
+    shared = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(RunOptions).parameters.items()
+    ]
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "run"]
+    both = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
+
+    def with_options(**given: Any) -> None:
+        run = RunOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+        command(**given, run=run)
+
+    with_options.__doc__ = command.__doc__
+    with_options.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in both}
+    return with_options
+
+
 class Stopped(Exception):
     """Ended before its end, by a signal; the text says how to go on."""
 
-    def __init__(self, resume: str, code: int = 130) -> None:
-        super().__init__(f"stopped after the current step; go on with: {resume}")
+    def __init__(self, resume: str, code: int) -> None:
+        super().__init__(f"stopped; go on with: {resume}")
         self.code = code
 
 
-def adjusted(
-    config: RunConfig,
-    *,
-    steps: int | None,
-    epochs: float | None,
-    steps_per_epoch: int,
-    optimizer: str | None,
-    momentum: float | None,
-    weight_decay: float | None,
-    **values: Any,
-) -> RunConfig:
-    """Return the configuration with what the command line says; None leaves a value as it is."""
-    from dataclasses import replace
-
-    if steps is not None and epochs is not None:
-        raise ValueError("steps and epochs must not both be given; they are two ways to say how long.")
-    if epochs is not None:
-        steps = round(epochs * steps_per_epoch)
-    options = dict(config.optimizer_options) if optimizer in (None, config.optimizer) else {}
-    if momentum is not None:
-        options["momentum"] = momentum
-    if weight_decay is not None:
-        options["weight_decay"] = weight_decay
-    given = {"total_steps": steps, "optimizer": optimizer, **values}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return replace(config, optimizer_options=options, **changes)
+def resume_command(command: str, folder: Path) -> str:
+    """What to type to go on."""
+    return f"metastep {command} --resume {shlex.quote(str(folder))}"
 
 
-def new_folder(what: str) -> Path:
-    """A folder under runs/ that says what and when."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{stamp}-{what.replace('/', '-')}"
+def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:
+    """A resumed run has its settings already.
+
+    Raises:
+        ValueError: if options other than the allowed ones were typed.
+    """
+    given = [
+        name
+        for name in context.params
+        if name not in ("resume", "json", *allowed)
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        names = ", ".join(name.replace("_", "-") for name in given)
+        raise ValueError(f"resume must be given without {names}; the folder holds the settings of what goes on.")
 
 
 def require_task(task: str | None) -> str:
@@ -88,6 +119,23 @@ def require_task(task: str | None) -> str:
     if task is None:
         raise ValueError("TASK must be given (or --resume FOLDER); see `metastep list`.")
     return task
+
+
+def new_folder(out: Path | None, what: str) -> Path:
+    """The folder for new results: the one asked for, or one under runs/ that says what and when.
+
+    Raises:
+        ValueError: if it holds results.
+    """
+    if out is None:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{stamp}-{what.replace('/', '-')}"
+        taken = sum(1 for _ in Path("runs").glob(f"{name}*"))
+        return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
+    for file, kind in (("run.json", "a run"), ("compare.json", "a comparison")):
+        if (out / file).exists():
+            raise ValueError(f"out must be a new folder, {out} holds {kind}; go on with it by --resume {out}.")
+    return out
 
 
 def print_json(value: Any) -> None:

@@ -3,13 +3,14 @@
 import hashlib
 import io
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metastep.files import write_atomically
+from metastep.files import sync_folder, write_atomically
 
 _MAGIC = b"metastep checkpoint 1\n"
 _DIGEST = hashlib.sha256().digest_size
@@ -22,12 +23,19 @@ class CheckpointError(ValueError):
 class CheckpointFile:
     """Saves and loads nested dicts, lists and tuples of tensors and plain values.
 
-    The file is a line of text, a SHA-256 digest, and what ``torch.save`` wrote; it is read with ``weights_only=True`` and
-    only if the digest agrees. Saving keeps the last good checkpoint under ``previous``: a kill, a full disk or a broken
-    file costs one interval, never the run.
+    The file is a line of text, a SHA-256 digest, and what ``torch.save`` wrote; it is read with ``weights_only=True``
+    and only if the digest agrees. Saving keeps the checkpoint before under the name ``previous``: a kill, a full disk
+    or a broken file costs one interval, never the run.
 
     Args:
         path: the file.
+
+    Example:
+        >>> file = CheckpointFile(tmp_path / "checkpoint.pt")
+        >>> file.save({"steps": 1})
+        >>> file.save({"steps": 2})
+        >>> file.load()
+        ({'steps': 2}, None)
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +54,13 @@ class CheckpointFile:
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        payload = buffer.getvalue()
+        payload = buffer.getbuffer()
+        complete = self.path.with_name(f".{self.path.name}.complete")
+        write_atomically(complete, b"".join((_MAGIC, hashlib.sha256(payload).digest(), payload)))
         if self.path.exists():
             self._keep_previous()
-        write_atomically(self.path, _MAGIC + hashlib.sha256(payload).digest() + payload)
+        os.replace(complete, self.path)
+        sync_folder(self.path.parent)
 
     def load(self) -> tuple[dict[str, Any], str | None]:
         """Return the newest good state, and a sentence if it is not that of the newest file.
@@ -62,10 +73,10 @@ class CheckpointFile:
             try:
                 state = _read(path)
             except (OSError, CheckpointError) as error:
-                reasons.append(f"{path.name}: {error}")
+                reasons.append(f"{path.name} {error}")
                 continue
             return state, f"{reasons[0]}; went back to {path.name}." if reasons else None
-        raise CheckpointError("no readable checkpoint: " + "; ".join(reasons))
+        raise CheckpointError(f"no readable checkpoint in {self.path.parent}: {'; '.join(reasons)}.")
 
     def _keep_previous(self) -> None:
         beside = self.previous.with_name(f".{self.previous.name}.part")
@@ -78,11 +89,16 @@ class CheckpointFile:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError("is missing")
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
-        raise CheckpointError("not a metastep checkpoint, or its beginning is lost.")
+        raise CheckpointError("is no metastep checkpoint, or its beginning is damaged")
     start = len(_MAGIC) + _DIGEST
     if hashlib.sha256(data[start:]).digest() != data[len(_MAGIC) : start]:
-        raise CheckpointError("truncated or damaged (its checksum does not agree).")
-    state: dict[str, Any] = torch.load(io.BytesIO(data[start:]), weights_only=True, map_location="cpu")
+        raise CheckpointError("is truncated or damaged (its checksum does not agree)")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data[start:]), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise CheckpointError("is refused: it holds more than tensors and plain values") from error
     return state

@@ -1,0 +1,100 @@
+"""From a run's configuration and its data to the trainer that runs it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metastep.bench.config import RunConfig
+from metastep.bench.methods import make_schedule
+from metastep.bench.optimizers import make_optimizer
+from metastep.meta import MetaLearner
+from metastep.meta.trainer import Trainer
+from metastep.schedules import LearnedLR, MLRSNet, Schedule, load_schedule
+from metastep.tasks import Task
+
+#: Batches of training data on which an eval-mode training loss is measured, to set the scale of a learned schedule.
+#: The published code reads the whole training set.
+_SCALE_BATCHES = 20
+
+
+def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = None, fresh: bool = True) -> Trainer:
+    """Seed torch, and make the network, the optimizer, the schedule, the batches and what learns.
+
+    Args:
+        config: the run's.
+        task: its data.
+        schedule_file: read the schedule from here rather than from where the configuration says.
+        fresh: whether the run begins here, so that a schedule which sets its own scale is to measure the initial loss.
+
+    Raises:
+        ValueError: if something in the configuration cannot be had: a device, a schedule, validation data.
+    """
+    check_device(config.device)
+    torch.manual_seed(config.seed)
+    model = task.make_model().to(config.device).train()
+    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr, config.optimizer_options)
+    schedule, learns = _schedule(config, task, schedule_file)
+
+    def training_loss() -> float:
+        """Mean loss of the network as it is, in eval mode."""
+        size, device = config.batch_size, config.device
+        return task.evaluate(model, "train", batch_size=size, max_batches=_SCALE_BATCHES, device=device)["loss"]
+
+    lr = LearnedLR(
+        optimizer,
+        schedule,
+        num_classes=task.num_classes,
+        total_steps=config.total_steps,
+        warmup_steps=config.warmup_steps,
+        initial_loss=training_loss() if fresh and not schedule.relative else None,
+        measure_loss=training_loss,
+    )
+    learner, validation = _learner(config, task, lr, model) if learns else (None, None)
+    return Trainer(
+        model=model,
+        optimizer=optimizer,
+        lr=lr,
+        loss=task.loss,
+        batches=task.batches("train", batch_size=config.batch_size, seed=config.seed, device=config.device),
+        learner=learner,
+        validation_batches=validation,
+        learns_at=None if config.meta is None else config.meta.learns_at,
+        clip_norm=config.clip_norm,
+    )
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device must be one that this machine and torch have, got {name!r} ({reason}).") from error
+
+
+def _schedule(config: RunConfig, task: Task, file: Path | None) -> tuple[Schedule, bool]:
+    if file is not None:
+        return load_schedule(file), False
+    schedule, learns = make_schedule(config.schedule, config.total_steps, text=task.text)
+    if learns and config.meta is not None:
+        schedule = MLRSNet(config.meta.hidden_size, config.meta.num_layers, scale=schedule.scale)
+    return schedule, learns
+
+
+def _learner(config: RunConfig, task: Task, lr: LearnedLR, model: nn.Module) -> tuple[MetaLearner, Any]:
+    if config.meta is None:
+        raise ValueError(f"meta must be given to learn the schedule {config.schedule}, got None.")
+    if task.splits["inner_valid"] == 0:
+        raise ValueError(
+            f"inner_valid must be > 0 to learn a schedule on {task.name}, got 0; the schedule learns from that split."
+        )
+    size = config.meta.batch_size or config.batch_size
+    validation = task.batches("inner_valid", batch_size=size, seed=config.seed + 1, device=config.device)
+    every, meta_lr = config.meta.every, config.meta.meta_lr
+    return MetaLearner(lr, lambda: task.loss(model, next(validation)), every=every, meta_lr=meta_lr), validation

@@ -1,0 +1,64 @@
+"""Tables for the terminal, at most 80 columns wide."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metastep.report import Spread, SummaryRow
+
+
+def run_summary(record: dict[str, Any]) -> Table:
+    """One run's outcome."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rows = {
+        "status": record["status"],
+        **{f"test {name}": f"{value:.4f}" for name, value in record["final"].items() if value is not None},
+        "steps": str(record["train"]["step"][-1] if record["train"]["step"] else 0),
+        "training": f"{record['train_seconds']:.1f} s (evaluation {record['eval_seconds']:.1f} s)",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def results_table(rows: Sequence[SummaryRow], title: str) -> Table:
+    """The outcome of a comparison, best first; ± is half the range over seeds."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("schedule", overflow="fold", min_width=9)
+    table.add_column("runs", justify="right", no_wrap=True)
+    metric = rows[0].metric if rows else "accuracy"
+    for heading in ("test loss", metric, "rate: peak → last", "train s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        percent = row.metric == "accuracy"
+        table.add_row(
+            f"[bold]{escape(row.label)}[/bold]" if row.learned else escape(row.label),
+            f"[red]{row.diverged} diverged[/red]" if row.diverged else str(row.finished),
+            _spread(row.test_loss),
+            _spread(row.test_metric, percent=percent),
+            f"{_mean(row.peak_rate, 2)} → {_mean(row.final_rate, 2)}",
+            _mean(row.train_seconds),
+        )
+    return table
+
+
+def _spread(spread: Spread | None, *, percent: bool = False) -> str:
+    """Mean and half the range over seeds, to the digit in which seeds differ."""
+    if spread is None:
+        return "-"
+    factor, unit = (100, " %") if percent else (1, "")
+    mean, half = spread.mean * factor, spread.half_range * factor
+    digits = min(4, max(0, -math.floor(math.log10(half)))) if half > 0 else 4 - len(f"{mean:.0f}")
+    return f"{mean:.{max(0, digits)}f} ± {half:.{max(0, digits)}f}{unit}"
+
+
+def _mean(spread: Spread | None, digits: int = 3) -> str:
+    return "-" if spread is None else f"{spread.mean:.{digits}g}"
