@@ -36,12 +36,7 @@ def _one(x: Tensor, y: Tensor) -> Tensor:
     if x.is_complex() or y.is_complex():
         x, y = torch.view_as_real(x.resolve_conj()), torch.view_as_real(y.resolve_conj())
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    # Partners of one dense layout are walked in memory order, so that channels_last costs no copy.
-    if x.is_contiguous() and y.is_contiguous():
-        x, y = x.view(-1), y.view(-1)
-    elif x.stride() == y.stride() and x.is_non_overlapping_and_dense():
-        size = x.numel()
-        x, y = x.as_strided((size,), (1,)), y.as_strided((size,), (1,))
-    else:
-        x, y = x.reshape(-1), y.reshape(-1)
-    return torch.dot(x.to(dtype), y.to(dtype))
+    if x.stride() == y.stride() and not x.is_contiguous():  # in the order of memory, channels_last costs no copy
+        order = sorted(range(x.ndim), key=x.stride, reverse=True)
+        x, y = x.permute(order), y.permute(order)
+    return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))

@@ -117,7 +117,7 @@ class MLRSNet(Schedule):
         if isinstance(loss, Tensor):
             x = loss.detach().reshape(1).to(device=weight.device, dtype=weight.dtype)
         else:
-            x = weight.new_full((1,), loss)
+            x = weight.new_full((1,), min(max(loss, -_LARGEST_LOSS), _LARGEST_LOSS))
         x = x.clamp(-_LARGEST_LOSS, _LARGEST_LOSS)
         layers = []
         for cell, (hidden, memory) in zip(self.cells, state, strict=True):
@@ -140,7 +140,7 @@ class MLRSNet(Schedule):
         return 1 / (1 + math.exp(-min(max(logit, _LOGITS[0]), _LOGITS[1]))), state
 
     def weights_changed(self) -> None:
-        """Forget the packed copy of the weights; needed only after replacing a parameter or writing to its ``data``."""
+        """Forget the packed copy of the weights; needed only after replacing a parameter or part of its ``data``."""
         self._packed = None
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:  # .to(), .double(), ... may replace the storage

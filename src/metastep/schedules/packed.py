@@ -34,7 +34,8 @@ class PackedCells:
         self._shape = (net.num_layers, 2, net.hidden_size)
         self._layers = [_PackedCell(cell, net) for cell in net.cells]  # type: ignore[arg-type]
         self._output: Array = net.output.weight.detach()[0].numpy().copy()
-        self._output_bias = net.output.bias.item()
+        self._live_bias: Array = net.output.bias.detach().numpy()
+        self._output_bias: float = self._live_bias.item()
 
     @staticmethod
     def can_pack(weight: Tensor) -> bool:
@@ -42,8 +43,11 @@ class PackedCells:
         return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
 
     def is_stale(self) -> bool:
-        """True once a parameter was written in place."""
-        return list(map(_version, self._parameters)) != self._versions
+        """True once a parameter was written in place.
+
+        Fused optimizers do not count versions, but every step on the weights moves the last bias.
+        """
+        return self._live_bias.item() != self._output_bias or list(map(_version, self._parameters)) != self._versions
 
     def __call__(self, loss: float, state: Tensor) -> tuple[float, Tensor]:
         """Return the logit of alpha and the next state (num_layers, 2, H)."""
