@@ -63,7 +63,8 @@ def validation_slopes(
             check_validation_loss(loss)
             for place, parameter in enumerate(parameters):
                 if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(multiply(place))  # type: ignore[no-untyped-call]
+                    handle = parameter.register_post_accumulate_grad_hook(multiply(place))  # type: ignore[no-untyped-call]
+                    stack.callback(handle.remove)
             torch.autograd.backward(loss * loss_scale, inputs=[p for p in parameters if p.requires_grad])
     if not slopes:
         raise ValueError("validation_loss does not depend on the optimizer's parameters; it must use the same model.")
