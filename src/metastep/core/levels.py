@@ -32,6 +32,7 @@ class Layout:
         index: Per level, (R,) int64: the group each row belongs to.
         sizes: Per level, the number of groups.
         row_elements: (R,) elements in each row.
+        elements: Per level, elements in each group.
     """
 
     unit_dims: tuple[int | None, ...]
@@ -42,6 +43,7 @@ class Layout:
     index: dict[str, Tensor]
     sizes: dict[str, int]
     row_elements: Tensor
+    elements: dict[str, Tensor]
 
 
 def default_unit_dim(shape: torch.Size) -> int | None:
@@ -93,6 +95,11 @@ def make_layout(
         "layer": rows(layer_indices),
         "unit": torch.tensor(unit_of_row, dtype=torch.int64),
     }
+    sizes = {"global": 1, "layer": len(layers), "unit": total_units}
+    row_elements = rows(per_row).to(accumulator(device))
+    elements = {level: torch.zeros(n, dtype=row_elements.dtype) for level, n in sizes.items()}
+    for level, sums in elements.items():
+        sums.index_add_(0, index[level], row_elements)
     return Layout(
         unit_dims=dims,
         row_counts=counts,
@@ -100,8 +107,9 @@ def make_layout(
         layer_indices=tuple(layer_indices),
         tensor_of_row=tensor_of_row.to(device),
         index={level: values.to(device) for level, values in index.items()},
-        sizes={"global": 1, "layer": len(layers), "unit": total_units},
-        row_elements=rows(per_row).to(device=device, dtype=accumulator(device)),
+        sizes=sizes,
+        row_elements=row_elements.to(device),
+        elements={level: values.to(device) for level, values in elements.items()},
     )
 
 

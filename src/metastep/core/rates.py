@@ -14,6 +14,7 @@ f is the combination weight of the level (exact derivative of the combined rate)
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ class Bounds:
             return 0.0, 0.0
         return (math.log(self.low / self.initial) if self.low > 0 else -math.inf), math.log(self.high / self.initial)
 
+    @functools.cache  # noqa: B019 - a handful of small values
     def inside(self, dtype: torch.dtype) -> tuple[float, float]:
         """The interval in a type's own numbers, rounded inwards, so that a rate read back never lies outside."""
         low, high = torch.tensor([self.low, self.high], dtype=torch.float64).to(dtype)

@@ -48,10 +48,10 @@ def scaled_rows(rates: GroupRates, rows: Tensor) -> Tensor:
 
 def global_sums(rates: GroupRates, rows: Tensor, fresh: Tensor | None, ratio: float, hyper_lr: float) -> GlobalSums:
     """Sums over the tensors that were also updated in the step before: only they answer to the last global rate."""
-    elements = rates.layout.row_elements
+    elements = rates.layout.elements["global"]
     if fresh is not None:
-        rows, elements = torch.where(fresh, rows[:3], 0.0), elements * fresh
-    return GlobalSums(fold(rows[:3], rates.layout, "global"), elements.sum().reshape(1), ratio, hyper_lr)
+        rows, elements = torch.where(fresh, rows[:3], 0.0), (rates.layout.row_elements * fresh).sum().reshape(1)
+    return GlobalSums(fold(rows[:3], rates.layout, "global"), elements, ratio, hyper_lr)
 
 
 def share_global(parts: list[GlobalSums]) -> list[GlobalSums]:
@@ -76,11 +76,12 @@ def adapt(group: Group, rates: GroupRates, rows: Tensor, whole: GlobalSums, fres
         fresh: (R,) bool, rows that were also updated in the step before; None if all were.
     """
     betas, levels = hyper_rates(group), [level for level in rates.levels if level != "parameter"]
+    betas["global"] = whole.hyper_lr
     old = {level: rates.rates(level) for level in levels}
     hats, clips, rejects = {}, {}, {}
     for level in levels:
         share = rates.weights[rates.levels.index(level)] if group["scaled"] and group["pull"] is None else 1.0
-        step = level_step(group, rates, level, rows, whole, betas[level], share)
+        step = level_step(group, rates, level, rows, whole, betas[level] * share, old[level])
         low, high = rates.bounds.deviations(rates.rule)
         kept, clipped, rejected = bounded(rates.deviations[level], step, low, high)
         hats[level], clips[level], rejects[level] = kept, clipped.sum(), rejected.sum()
@@ -98,22 +99,20 @@ def adapt(group: Group, rates: GroupRates, rows: Tensor, whole: GlobalSums, fres
 
 
 def level_step(
-    group: Group, rates: GroupRates, level: str, rows: Tensor, whole: GlobalSums, beta: float, share: Tensor | float
+    group: Group, rates: GroupRates, level: str, rows: Tensor, whole: GlobalSums, hyper_lr: float | Tensor, rate: Tensor
 ) -> Tensor:
     """What the deviations of one coarser level move by, before bounds."""
-    layout, ratio = rates.layout, 1.0
-    if level == "global":
-        sums, elements, ratio, beta = whole.sums, whole.elements, whole.ratio, whole.hyper_lr
-    else:
-        sums, elements = fold(rows[:3], layout, level), fold(layout.row_elements.unsqueeze(0), layout, level)[0]
-    dot, gradient_square, direction_square = sums
-    alignment = cosine(dot, gradient_square, direction_square, elements)
-    rates.alignment[level] = alignment
+    sums, elements, ratio = whole.sums, whole.elements, whole.ratio
+    if level != "global":
+        sums, elements, ratio = fold(rows[:3], rates.layout, level), rates.layout.elements[level], 1.0
+    dot = sums[0]
+    rates.alignment[level] = alignment = cosine(dot, sums[1], sums[2], elements)
     if group["reduce"] == "mean":
         dot = dot / elements.clamp(min=1)
-    reference = rates.rates(level).to(dot.dtype) / (ratio or 1.0)
-    step = increment(rates.rule, hyper_lr=beta * share, dot=dot, alignment=alignment, rate=reference)
-    return step * ratio if rates.rule == "additive" else step
+    if ratio != 1.0:
+        rate = rate / (ratio or 1.0)
+    step = increment(rates.rule, hyper_lr=hyper_lr, dot=dot, alignment=alignment, rate=rate)
+    return step * ratio if rates.rule == "additive" and ratio != 1.0 else step
 
 
 def weight_slopes(

@@ -40,7 +40,7 @@ class RateDriver:
         for level, deviation in rates.deviations.items():
             dot, elements, ratio = whole.sums[0], whole.elements, whole.ratio or 1.0
             if level != "global":
-                dot, elements, ratio = *fold(torch.stack([rows[0], layout.row_elements]), layout, level), 1.0
+                dot, elements, ratio = fold(rows[:1], layout, level)[0], layout.elements[level], 1.0
             if group["reduce"] == "mean":
                 dot = dot / elements.clamp(min=1)
             share = rates.weights[rates.levels.index(level)] if group["scaled"] else 1.0

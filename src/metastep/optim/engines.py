@@ -64,8 +64,18 @@ def applied(work: Work, rows: bool = True) -> Rates:
 
 
 def choose_engine(work: Work) -> Engine:
-    """The fastest engine that the group asks for and its tensors allow."""
-    return FOREACH
+    """The fastest engine that the group asks for and its tensors allow.
+
+    `compiled=None` takes the CPU kernel for groups that are large enough to gain from it, `compiled=False` never does.
+    """
+    asked = work.group["compiled"] if work.group["compiled"] is not None else work.group.get("fused")
+    if asked is False or (asked is None and sum(p.numel() for p in work.parameters) < WORTH_A_KERNEL):
+        return FOREACH
+    from metastep.optim import native  # it knows directions, whose files know this one
+
+    work.prepared = native.prepare(work)
+    return FOREACH if work.prepared is None else native.load() or FOREACH
 
 
 FOREACH = Foreach()
+WORTH_A_KERNEL = 100_000  # elements of a group from which the CPU kernel is chosen unasked

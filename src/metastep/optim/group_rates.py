@@ -76,6 +76,7 @@ class GroupRates:
         self.plain_deviations: dict[str, Tensor] = {}  # of this step before its pulls, for the virtual form
         self.lr = torch.zeros((), dtype=self.dtype, device=device)
         self._lr_written: float | None = None
+        self.cache: dict[object, Any] = {}  # what engines derive from the layout
         self._masks: dict[object, Tensor] = {}
 
     def _pack(self, group: Group, states: list[State], device: torch.device) -> None:

@@ -141,7 +141,9 @@ def move_elementwise(rule: ParameterRule, rates: Rates, i: int, product: Tensor)
         deviation.grad = (-rates.weight * weighted).to(deviation.dtype)
         none = torch.zeros_like(weighted)
         return [weighted, none, none]
-    step = increment(rule.rule, hyper_lr=rule.hyper_lr * rates.weight, dot=dot, alignment=torch.sign(dot), rate=old)
+    step = increment(
+        rule.rule, hyper_lr=rule.hyper_lr * rates.weight, dot=dot, alignment=torch.sign(dot) + 0 * dot, rate=old
+    )
     low, high = rule.bounds.deviations(rule.rule)
     kept, clipped, rejected = bounded(deviation, step, low, high)
     own = {target: weight for target, weight in rule.pulls if target == PREVIOUS or rule.pull_form == "explicit"}

@@ -45,6 +45,7 @@ class Work:
         fresh: (R,) bool, rows of tensors that are active and were updated in the step before; None where all are.
         rows: (K, R) sums of the first pass; None before any tensor has a last direction.
         engine: What runs the passes.
+        prepared: What the engine keeps from step to step.
     """
 
     position: int
@@ -60,6 +61,7 @@ class Work:
     fresh: Tensor | None
     rows: Tensor | None = None
     engine: Engine = field(init=False)
+    prepared: object = None
 
     def counts(self) -> Tensor:
         """(A,) updates of the active tensors so far."""

@@ -1,0 +1,264 @@
+// The two passes over float32 tensors on the CPU, each reading and writing every number once.
+//
+// A tensor is cut into pieces: contiguous stretches of one row (see core/levels.py), short enough for sums in float32.
+// Pieces are gathered into tasks of about equal size; every piece has its own place for its sums, so that the result
+// does not depend on the number of threads.
+
+#include <cmath>
+#include <cstdint>
+
+namespace {
+
+// How elementwise rates move; the numbers are those of native.py.
+enum Rule { NONE = 0, RATIO = 1, ADDITIVE = 2, LOG = 3 };
+enum Kind { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2 };
+constexpr int SUMS = 6;  // <g,u>, |g|^2, |u|^2, <g,alpha u>, clipped, rejected
+
+struct Table {
+    int64_t tasks;
+    const int64_t *begin;   // (tasks + 1) first piece of each task
+    const int64_t *tensor;  // (pieces) which tensor
+    const int64_t *offset;  // (pieces) where in it
+    const int64_t *length;  // (pieces)
+    const int64_t *row;     // (pieces)
+};
+
+struct Elementwise {
+    int32_t rule;
+    float up, down, step;          // ratio rules: increment for a positive and a negative product; others: beta f
+    float initial, low_rate, high_rate;
+    float low, high;               // bounds of the deviation
+    const float *factor;           // (tensors) schedule factor of the last update
+    const float *share;            // (tensors) weight of the elementwise rate in the step
+};
+
+struct Tensors {
+    float *const *theta;
+    const float *const *gradient;
+    float *const *first;     // momentum buffer, or Adam's first moment
+    float *const *second;    // previous gradient, or Adam's second moment
+    float *const *largest;   // AMSGrad's largest second moment
+    float *const *deviation;
+};
+
+struct Settings {
+    float sign, decay, judged_decay, decoupled;  // gradient: sign g + decay theta; judged: sign g + judged_decay theta
+    float momentum, beta1, beta2, eps;
+    const float *share;         // (tensors) what a momentum buffer takes of the gradient
+    const float *first_inverse, *second_inverse;  // (tensors) 1 / bias corrections
+};
+
+inline float exponential(float x) {  // 2 ulp on [-87, 88]
+    x = x < -87.f ? -87.f : (x > 88.f ? 88.f : x);
+    float n = __builtin_rintf(x * 1.44269504088896f);
+    float r = x - n * 0.693359375f;
+    r -= n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    return p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
+}
+
+template <int rule>
+inline float rate_of(float r, const Elementwise &e) {
+    float a = rule == ADDITIVE ? e.initial + r : e.initial * exponential(r);
+    a = a < e.low_rate ? e.low_rate : a;
+    return a > e.high_rate ? e.high_rate : a;
+}
+
+// Moves one deviation; adds to the three sums that only elementwise rates have.
+template <int rule>
+inline void adapt(float &r, float product, float factor, const Elementwise &e, float &weighted, float &clipped,
+                  float &rejected) {
+    float dot = product * factor;
+    float a = rate_of<rule>(r, e);
+    weighted += a * dot;
+    float d;
+    if (rule == RATIO)
+        d = (dot > 0.f ? e.up : 0.f) + (dot < 0.f ? e.down : 0.f) + dot * 0.f;  // the last term carries NaN
+    else
+        d = rule == ADDITIVE ? e.step * dot : e.step * (a * dot);
+    bool bad = !(__builtin_fabsf(d) <= 3.4e38f);
+    float moved = bad ? r : r + d;
+    float kept = moved < e.low ? e.low : (moved > e.high ? e.high : moved);
+    clipped += kept != moved ? 1.f : 0.f;
+    rejected += bad ? 1.f : 0.f;
+    r = kept;
+}
+
+template <typename Body>
+void over_pieces(const Table &t, int threads, Body body) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t task = 0; task < t.tasks; ++task)
+        for (int64_t piece = t.begin[task]; piece < t.begin[task + 1]; ++piece) body(piece);
+}
+
+void finish(double *out, float gu, float gg, float uu, float weighted, float clipped, float rejected) {
+    out[0] = gu, out[1] = gg, out[2] = uu, out[3] = weighted, out[4] = clipped, out[5] = rejected;
+}
+
+template <int kind, bool decays, int rule>
+void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, double *sums,
+                      int threads) {
+    over_pieces(t, threads, [&](int64_t piece) {
+        const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
+        const float *__restrict g = x.gradient[k] + o;
+        const float *__restrict theta = decays ? x.theta[k] + o : nullptr;
+        float *__restrict v = kind == PLAIN ? nullptr : x.first[k] + o;
+        float *__restrict last = kind == MOMENTUM ? nullptr : x.second[k] + o;
+        float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
+        const float mu = s.momentum, share = kind == PLAIN ? 1.f : s.share[k];
+        const float factor = rule == NONE ? 1.f : e.factor[k];
+        float gu = 0, gg = 0, uu = 0, weighted = 0, clipped = 0, rejected = 0;
+#pragma omp simd reduction(+ : gu, gg, uu, weighted, clipped, rejected)
+        for (int64_t i = 0; i < n; ++i) {
+            float plain = s.sign * g[i], total = plain, judged = plain;
+            if (decays) total = plain + s.decay * theta[i], judged = plain + s.judged_decay * theta[i];
+            float u = kind == PLAIN ? last[i] : kind == MOMENTUM ? v[i] : last[i] + mu * v[i];
+            float product = judged * u;
+            gu += product, gg += judged * judged, uu += u * u;
+            if (rule != NONE) adapt<rule>(r[i], product, factor, e, weighted, clipped, rejected);
+            if (kind != PLAIN) v[i] = mu * v[i] + share * total;
+            if (kind != MOMENTUM) last[i] = total;
+        }
+        finish(sums + piece * SUMS, gu, gg, uu, weighted, clipped, rejected);
+    });
+}
+
+template <int kind, int rule>
+void momentum_move(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, const float *rates,
+                   int threads) {
+    over_pieces(t, threads, [&](int64_t piece) {
+        const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
+        float *__restrict theta = x.theta[k] + o;
+        const float *__restrict v = kind == PLAIN ? nullptr : x.first[k] + o;
+        const float *__restrict last = kind == MOMENTUM ? nullptr : x.second[k] + o;
+        const float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
+        const float coarse = rates[t.row[piece]], share = rule == NONE ? 0.f : e.share[k], mu = s.momentum;
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) {
+            float u = kind == PLAIN ? last[i] : kind == MOMENTUM ? v[i] : last[i] + mu * v[i];
+            float a = rule == NONE ? coarse : coarse + share * rate_of<rule>(r[i], e);
+            theta[i] -= a * u;
+        }
+    });
+}
+
+template <bool decays, bool amsgrad, int rule>
+void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, double *sums,
+                  int threads) {
+    over_pieces(t, threads, [&](int64_t piece) {
+        const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
+        const float *__restrict g = x.gradient[k] + o;
+        const float *__restrict theta = decays ? x.theta[k] + o : nullptr;
+        float *__restrict m = x.first[k] + o;
+        float *__restrict v = x.second[k] + o;
+        float *__restrict most = amsgrad ? x.largest[k] + o : nullptr;
+        float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
+        const float c1 = s.first_inverse[k], c2 = s.second_inverse[k], factor = rule == NONE ? 1.f : e.factor[k];
+        const float b1 = s.beta1, b2 = s.beta2, eps = s.eps;
+        float gu = 0, gg = 0, uu = 0, weighted = 0, clipped = 0, rejected = 0;
+#pragma omp simd reduction(+ : gu, gg, uu, weighted, clipped, rejected)
+        for (int64_t i = 0; i < n; ++i) {
+            float plain = s.sign * g[i], total = plain, judged = plain;
+            if (decays) total = plain + s.decay * theta[i], judged = plain + s.judged_decay * theta[i];
+            float u = (m[i] * c1) / (__builtin_sqrtf(amsgrad ? most[i] : v[i]) * c2 + eps);
+            float product = judged * u;
+            gu += product, gg += judged * judged, uu += u * u;
+            if (rule != NONE) adapt<rule>(r[i], product, factor, e, weighted, clipped, rejected);
+            m[i] += (1.f - b1) * (total - m[i]);
+            float second = b2 * v[i] + (1.f - b2) * total * total;
+            v[i] = second;
+            if (amsgrad) most[i] = most[i] > second ? most[i] : second;
+        }
+        finish(sums + piece * SUMS, gu, gg, uu, weighted, clipped, rejected);
+    });
+}
+
+template <bool amsgrad, int rule>
+void adam_move(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, const float *rates,
+               int threads) {
+    over_pieces(t, threads, [&](int64_t piece) {
+        const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
+        float *__restrict theta = x.theta[k] + o;
+        const float *__restrict m = x.first[k] + o;
+        const float *__restrict v = (amsgrad ? x.largest[k] : x.second[k]) + o;
+        const float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
+        const float c1 = s.first_inverse[k], c2 = s.second_inverse[k], eps = s.eps, decay = s.decoupled;
+        const float coarse = rates[t.row[piece]], share = rule == NONE ? 0.f : e.share[k];
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) {
+            float u = (m[i] * c1) / (__builtin_sqrtf(v[i]) * c2 + eps) + decay * theta[i];
+            float a = rule == NONE ? coarse : coarse + share * rate_of<rule>(r[i], e);
+            theta[i] -= a * u;
+        }
+    });
+}
+
+using Measure = void (*)(const Table &, const Tensors &, const Settings &, const Elementwise &, double *, int);
+using Move = void (*)(const Table &, const Tensors &, const Settings &, const Elementwise &, const float *, int);
+
+#define BY_RULE(function, ...)                                                                        \
+    (rule == NONE       ? function<__VA_ARGS__, NONE>                                                 \
+     : rule == RATIO    ? function<__VA_ARGS__, RATIO>                                                \
+     : rule == ADDITIVE ? function<__VA_ARGS__, ADDITIVE>                                             \
+                        : function<__VA_ARGS__, LOG>)
+
+}  // namespace
+
+extern "C" {
+
+// kind: 0 plain, 1 momentum, 2 Nesterov; sums: (pieces, 6).
+void metastep_momentum_measure(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int kind,
+                               double *sums, int threads) {
+    const int rule = e->rule;
+    Measure f;
+    if (s->decay != 0.f)
+        f = kind == PLAIN      ? BY_RULE(momentum_measure, PLAIN, true)
+            : kind == MOMENTUM ? BY_RULE(momentum_measure, MOMENTUM, true)
+                               : BY_RULE(momentum_measure, NESTEROV, true);
+    else
+        f = kind == PLAIN      ? BY_RULE(momentum_measure, PLAIN, false)
+            : kind == MOMENTUM ? BY_RULE(momentum_measure, MOMENTUM, false)
+                               : BY_RULE(momentum_measure, NESTEROV, false);
+    f(*t, *x, *s, *e, sums, threads);
+}
+
+void metastep_momentum_move(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int kind,
+                            const float *rates, int threads) {
+    const int rule = e->rule;
+    Move f = kind == PLAIN      ? BY_RULE(momentum_move, PLAIN)
+             : kind == MOMENTUM ? BY_RULE(momentum_move, MOMENTUM)
+                                : BY_RULE(momentum_move, NESTEROV);
+    f(*t, *x, *s, *e, rates, threads);
+}
+
+void metastep_adam_measure(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int amsgrad,
+                           double *sums, int threads) {
+    const int rule = e->rule;
+    Measure f;
+    if (s->decay != 0.f)
+        f = amsgrad ? BY_RULE(adam_measure, true, true) : BY_RULE(adam_measure, true, false);
+    else
+        f = amsgrad ? BY_RULE(adam_measure, false, true) : BY_RULE(adam_measure, false, false);
+    f(*t, *x, *s, *e, sums, threads);
+}
+
+void metastep_adam_move(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int amsgrad,
+                        const float *rates, int threads) {
+    const int rule = e->rule;
+    Move f = amsgrad ? BY_RULE(adam_move, true) : BY_RULE(adam_move, false);
+    f(*t, *x, *s, *e, rates, threads);
+}
+
+// Adds the sums of the pieces up by row, in their order: rows is (6, rows).
+void metastep_fold_pieces(const Table *t, int64_t pieces, int64_t rows, const double *sums, double *by_row) {
+    for (int64_t i = 0; i < SUMS * rows; ++i) by_row[i] = 0.0;
+    for (int64_t piece = 0; piece < pieces; ++piece)
+        for (int j = 0; j < SUMS; ++j) by_row[j * rows + t->row[piece]] += sums[piece * SUMS + j];
+}
+}
