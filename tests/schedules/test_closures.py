@@ -7,7 +7,6 @@ from torch import nn
 
 import metastep as ms
 
-
 MAKERS = [lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=1)]
 
 
