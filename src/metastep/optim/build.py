@@ -65,6 +65,10 @@ def build(command: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
         run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=300)
-        run([command, *FLAGS, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", str(compiled)])
+        arguments = [command, *FLAGS, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", str(compiled)]
+        try:
+            run([*arguments, "-fprefetch-loop-arrays"])  # GCC's own, worth 5 %
+        except subprocess.CalledProcessError:
+            run(arguments)
         run([command, "-shared", str(compiled), "-o", str(linked)])
         linked.replace(path)

@@ -1,0 +1,203 @@
+"""The CPU kernel computes what the multi-tensor passes compute, and stands aside where it cannot."""
+
+import subprocess
+
+import pytest
+import torch
+from tests.optim.models import ALL_LEVELS, VARIANTS, flat
+
+from metastep.optim import HyperAdam, HyperSGD, build, native
+from metastep.optim import engines as engines_module
+
+KNOWN = ["sgd", "sgd-decay", "momentum", "dampening", "nesterov", "adam", "amsgrad", "adamw"]
+
+needs_compiler = pytest.mark.skipif(native.load() is None, reason="no C++ compiler for the CPU kernel")
+
+
+class Net(torch.nn.Module):
+    """A convolution with long rows, a long matrix (several pieces a row), vectors."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(6, 8, 3, bias=False)  # a bias before the norm would have noise for a gradient
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.head = torch.nn.Linear(32, 4)
+        self.table = torch.nn.Parameter(torch.randn(3, 20000) * 0.1)
+        self.late = torch.nn.Linear(32, 4)
+
+    def forward(self, x, late):
+        h = self.norm(self.conv(x)).tanh().flatten(1)
+        y = self.head(h) + (self.late(h) if late else 0)
+        return y + (self.table @ torch.linspace(0, 0.01, 20000)).sum()
+
+
+def run(cls, compiled, *, steps=5, channels_last=False, late=lambda step: True, **options):
+    net = Net()
+    if channels_last:
+        net.to(memory_format=torch.channels_last)
+    optimizer = cls(net.named_parameters(), lr=0.01, compiled=compiled, **options)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    generator = torch.Generator().manual_seed(5)
+    for step in range(steps):
+        optimizer.zero_grad()
+        x, y = torch.randn(8, 6, 4, 4, generator=generator), torch.randn(8, 4, generator=generator)
+        loss = (net(x, late(step)) - y).square().mean()
+        (-loss if options.get("maximize") else loss).backward()
+        optimizer.step()
+        scheduler.step()
+    return net, optimizer
+
+
+def assert_same(one, two):
+    (net, first), (other, second) = one, two
+    torch.testing.assert_close(flat(net.parameters()), flat(other.parameters()), rtol=5e-5, atol=5e-6)
+    a, b = first.rates()[0], second.rates()[0]
+    for level in first.param_groups[0]["levels"]:
+        pairs = [(a[level], b[level])] if level == "global" else zip(a[level].values(), b[level].values(), strict=True)
+        for x, y in pairs:
+            agree = (x - y).abs() <= 1e-5 * x.abs()
+            # One sign of a product that is zero up to rounding may differ where an element has a rate of its own.
+            assert float(agree.float().mean()) > (0.999 if level == "parameter" else 0.9999)
+        assert abs(int(a["rejected"][level]) - int(b["rejected"][level])) == 0
+    for level in a["weights"]:
+        assert float(a["weights"][level]) == pytest.approx(float(b["weights"][level]), abs=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", KNOWN)
+@pytest.mark.parametrize("levels", [("global", "layer"), ("global", "layer", "unit"), ALL_LEVELS, ("parameter",)])
+def test_the_kernel_agrees_with_the_multi_tensor_passes(variant, levels, monkeypatch):
+    cls, _, arguments = VARIANTS[variant]
+    used = []
+    real = native.Native.move
+    monkeypatch.setattr(native.Native, "move", lambda self, work: used.append(1) or real(self, work))
+    options = {"levels": levels, "hyper_lr": 0.05, **arguments}
+    assert_same(run(cls, False, **options), run(cls, True, **options))
+    assert len(used) == 5
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rule", "hyper_lr"), [("cosine", 0.05), ("additive", 1e-4), ("log", 0.05)])
+@pytest.mark.parametrize("variant", ["nesterov", "adamw"])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_kernel_knows_every_rule(rule, hyper_lr, variant, maximize):
+    cls, _, arguments = VARIANTS[variant]
+    options = {"levels": ALL_LEVELS, "rule": rule, "hyper_lr": hyper_lr, "maximize": maximize, **arguments}
+    assert_same(run(cls, False, **options), run(cls, True, **options))
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{"hyper_objective": "data"}, {"scaled": False}, {"max_lr": 0.0101}])
+def test_the_kernel_knows_the_other_options(options):
+    options = {"levels": ALL_LEVELS, "momentum": 0.9, "weight_decay": 0.1, "hyper_lr": 0.05, **options}
+    one, two = run(HyperSGD, False, **options), run(HyperSGD, True, **options)
+    assert_same(one, two)
+    if "max_lr" in options:
+        assert int(two[1].rates()[0]["clipped"]["parameter"]) > 0
+
+
+@needs_compiler
+def test_the_kernel_takes_channels_last_tensors_and_absent_gradients():
+    options = {"levels": ("layer", "unit"), "hyper_lr": 0.05, "late": lambda step: step in (1, 3, 4)}
+    plain = run(HyperAdam, False, **options)
+    assert_same(plain, run(HyperAdam, True, **options))
+    strange = run(HyperAdam, True, channels_last=True, **options)
+    assert_same(plain, strange)
+
+
+@needs_compiler
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(1)
+            torch.manual_seed(0)
+            weight = torch.nn.Parameter(torch.randn(300, 1000))
+            gradients = torch.randn(4, 300, 1000)
+            optimizer = HyperAdam([weight], lr=0.01, levels=ALL_LEVELS, compiled=True)
+            torch.set_num_threads(n)
+            for gradient in gradients:
+                weight.grad = gradient
+                optimizer.step()
+            results.append(weight.detach().clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*results)
+
+
+@needs_compiler
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_the_kernel_rejects_what_is_not_finite(poison):
+    weight = torch.nn.Parameter(torch.ones(200, 600))
+    optimizer = HyperSGD([weight], lr=0.01, levels=ALL_LEVELS, compiled=True)
+    for step in range(4):
+        weight.grad = torch.ones(200, 600)
+        if step == 2:
+            weight.grad[3, 4] = poison
+        optimizer.step()
+    rates = optimizer.rates()[0]
+    assert int(rates["rejected"]["unit"]) >= 1
+    assert int(rates["rejected"]["parameter"]) >= 1
+    for level in ALL_LEVELS[1:]:
+        assert rates[level]["0"].isfinite().all()
+
+
+@needs_compiler
+def test_moved_parameters_are_found_again():
+    weight = torch.nn.Parameter(torch.ones(200, 600))
+    optimizer = HyperSGD([weight], lr=0.01, momentum=0.9, compiled=True)
+    for step in range(4):
+        weight.grad = torch.ones(200, 600)
+        if step == 2:
+            weight.data = weight.data.clone()
+        optimizer.step()
+    assert float(weight.detach().std()) < 1e-6
+    assert float(weight.detach().mean()) < 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_take_the_multi_tensor_passes(dtype):
+    weight = torch.nn.Parameter(torch.ones(30, 60, dtype=dtype))
+    optimizer = HyperSGD([weight], lr=0.01, momentum=0.9, compiled=True)
+    for _ in range(3):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert float(weight.detach().float().mean()) < 1
+
+
+def test_without_a_compiler_the_multi_tensor_passes_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("METASTEP_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    build.load.cache_clear()
+    native.load.cache_clear()
+    try:
+        assert build.load() is None
+        run(HyperSGD, True, momentum=0.9)
+        monkeypatch.setattr(build, "compiler", lambda: "false")
+        monkeypatch.setattr(build, "fingerprint", lambda command: "x")
+        build.load.cache_clear()
+        assert build.load() is None
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        monkeypatch.undo()
+        build.load.cache_clear()
+        native.load.cache_clear()
+
+
+@needs_compiler
+def test_a_small_group_is_not_worth_a_kernel_unless_asked(monkeypatch):
+    chosen = []
+    real = engines_module.choose_engine
+    monkeypatch.setattr("metastep.optim.base.choose_engine", lambda work: chosen.append(real(work)) or chosen[-1])
+    for compiled, size in ((None, 10), (None, 400), (False, 400), (True, 10)):
+        weight = torch.nn.Parameter(torch.ones(size, 300))
+        weight.grad = torch.ones(size, 300)
+        HyperSGD([weight], lr=0.01, momentum=0.9, compiled=compiled).step()
+    assert [isinstance(engine, native.Native) for engine in chosen] == [False, True, False, True]
+
+
+@needs_compiler
+def test_the_build_warns_of_nothing(tmp_path):
+    command = [build.compiler(), *build.FLAGS, "-fopenmp", "-Wall", "-Wextra", "-fsyntax-only", str(build.SOURCE)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
