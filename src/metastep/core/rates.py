@@ -14,10 +14,10 @@ f is the combination weight of the level (exact derivative of the combined rate)
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +41,8 @@ class Bounds:
     initial: float
     low: float
     high: float
+    single: tuple[float, float] = field(init=False, repr=False, compare=False)
+    double: tuple[float, float] = field(init=False, repr=False, compare=False)
 
     def deviations(self, rule: str) -> tuple[float, float]:
         """The interval as deviations; a rate that starts at zero cannot move by ratios, so it stays."""
@@ -50,15 +52,17 @@ class Bounds:
             return 0.0, 0.0
         return (math.log(self.low / self.initial) if self.low > 0 else -math.inf), math.log(self.high / self.initial)
 
-    @functools.cache  # noqa: B019 - a handful of small values
+    def __post_init__(self) -> None:
+        for name, kind in (("single", np.float32), ("double", np.float64)):
+            low, high = kind(self.low), kind(self.high)
+            low = np.nextafter(low, kind(math.inf)) if float(low) < self.low else low
+            high = np.nextafter(high, kind(-math.inf)) if float(high) > self.high else high
+            inside = (float(low), float(high)) if low <= high else (self.low, self.high)
+            object.__setattr__(self, name, inside)
+
     def inside(self, dtype: torch.dtype) -> tuple[float, float]:
         """The interval in a type's own numbers, rounded inwards, so that a rate read back never lies outside."""
-        low, high = torch.tensor([self.low, self.high], dtype=torch.float64).to(dtype)
-        if float(low) < self.low:
-            low = torch.nextafter(low, torch.full_like(low, math.inf))
-        if float(high) > self.high:
-            high = torch.nextafter(high, torch.full_like(high, -math.inf))
-        return (float(low), float(high)) if low <= high else (self.low, self.high)
+        return self.double if dtype == torch.float64 else self.single
 
 
 def rate_of(deviation: Tensor, bounds: Bounds, rule: str) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from metastep.core.levels import row_views, spread
 from metastep.core.pulls import PREVIOUS
 from metastep.optim import phases
+from metastep.optim.options import DRIVEN
 from metastep.optim.phases import Rates
 
 if TYPE_CHECKING:
@@ -66,13 +67,19 @@ def applied(work: Work, rows: bool = True) -> Rates:
 def choose_engine(work: Work) -> Engine:
     """The fastest engine that the group asks for and its tensors allow.
 
-    `compiled=None` takes the CPU kernel for groups that are large enough to gain from it, `compiled=False` never does.
+    On the CPU `compiled=None` takes the kernel for groups that are large enough to gain from it. On accelerators, where
+    compiling takes most of a minute, the passes are compiled only if `compiled=True` or `fused=True` asks for it.
     """
-    asked = work.group["compiled"] if work.group["compiled"] is not None else work.group.get("fused")
-    if asked is False or (asked is None and sum(p.numel() for p in work.parameters) < WORTH_A_KERNEL):
-        return FOREACH
-    from metastep.optim import native  # it knows directions, whose files know this one
+    from metastep.optim import compiled, native  # they know directions and engines, whose files know this one
 
+    asked = work.group["compiled"] if work.group["compiled"] is not None else work.group.get("fused")
+    if asked is False:
+        return FOREACH
+    if work.parameters[0].device.type != "cpu":
+        driven = work.plan.parameter is not None and work.plan.parameter.rule == DRIVEN
+        return compiled.Compiled() if asked and not driven else FOREACH
+    if asked is None and sum(p.numel() for p in work.parameters) < WORTH_A_KERNEL:
+        return FOREACH
     work.prepared = native.prepare(work)
     return FOREACH if work.prepared is None else native.load() or FOREACH
 
