@@ -136,8 +136,12 @@ class MLRSNet(Schedule):
             if not PackedCells.can_pack(self.output.weight):
                 return super().query(loss, state)
             packed = self._packed = PackedCells(self)
-        logit, state = packed(min(max(loss, -_LARGEST_LOSS), _LARGEST_LOSS), state)
-        return 1 / (1 + math.exp(-min(max(logit, _LOGITS[0]), _LOGITS[1]))), state
+        if not -_LARGEST_LOSS <= loss <= _LARGEST_LOSS:
+            loss = math.copysign(_LARGEST_LOSS, loss)
+        logit, state = packed(float(loss), state)
+        if not _LOGITS[0] <= logit <= _LOGITS[1]:
+            logit = min(max(logit, _LOGITS[0]), _LOGITS[1])
+        return 1 / (1 + math.exp(-logit)), state
 
     def weights_changed(self) -> None:
         """Forget the packed copy of the weights; needed only after replacing a parameter or part of its ``data``."""

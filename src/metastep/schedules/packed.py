@@ -30,7 +30,10 @@ class PackedCells:
     def __init__(self, net: MLRSNet) -> None:
         self._parameters = list(net.parameters())
         self._versions = list(map(_version, self._parameters))
-        self._latest: tuple[Tensor | None, Array] = None, np.empty(0)  # the last state given out, and its memory
+        self._latest: tuple[Tensor | None, list[tuple[Array, Array]]] = (
+            None,
+            [],
+        )  # the last state given out, and its parts
         self._shape = (net.num_layers, 2, net.hidden_size)
         self._layers = [_PackedCell(cell, net) for cell in net.cells]  # type: ignore[arg-type]
         self._output: Array = net.output.weight.detach()[0].numpy().copy()
@@ -51,19 +54,21 @@ class PackedCells:
 
     def __call__(self, loss: float, state: Tensor) -> tuple[float, Tensor]:
         """Return the logit of alpha and the next state (num_layers, 2, H)."""
-        if state is self._latest[0]:
-            old = self._latest[1]
-        else:
-            old = state.detach().numpy()
-            if old.shape != self._shape:
-                raise ValueError(f"state must have shape {self._shape}, got {old.shape}; see init_state().")
-        new: Array = np.empty(self._shape, self._output.dtype)
+        old = self._latest[1] if state is self._latest[0] else self._parts(state.detach().numpy())
+        array: Array = np.empty(self._shape, self._output.dtype)
+        new = self._parts(array)
         below: float | Array = loss
         for cell, before, after in zip(self._layers, old, new, strict=True):
-            below = cell(below, before, after)
-        state = torch.from_numpy(new)
+            below = cell(below, *before, *after)
+        state = torch.from_numpy(array)
         self._latest = state, new
         return float(self._output.dot(below)) + self._output_bias, state
+
+    def _parts(self, state: Array) -> list[tuple[Array, Array]]:
+        """The h and c of each layer; by index, because numpy takes longer over iteration."""
+        if state.shape != self._shape:
+            raise ValueError(f"state must have shape {self._shape}, got {state.shape}; see init_state().")
+        return [(state[layer, 0], state[layer, 1]) for layer in range(self._shape[0])]
 
 
 class _PackedCell:
@@ -102,13 +107,14 @@ class _PackedCell:
         self._half = np.full_like(self._sigmoids, 0.5)  # arrays, because numpy takes longer over a scalar
         self._zero = np.zeros_like(self._bottleneck)
 
-    def __call__(self, x: float | Array, old: Array, new: Array) -> Array:
-        """Fill ``new`` (2, H) from the state ``old`` (2, H) and the input; return the new h."""
-        old_hidden, old_memory = old
-        hidden, memory = new
+    def __call__(self, x: float | Array, old_hidden: Array, old_memory: Array, hidden: Array, memory: Array) -> Array:
+        """Fill the new h and c, each (H,), from the old ones and the input; return the new h."""
         sigmoids, half = self._sigmoids, self._half
         self._source_hidden[:] = old_hidden
-        self._source_input[:] = x
+        if isinstance(x, float):
+            self._source[-2] = x
+        else:
+            self._source_input[:] = x
         _dot(self._into, self._source, self._bottleneck)
         _maximum(self._bottleneck, self._zero, out=self._bottleneck)
         _dot(self._gates, self._bottleneck, self._z)
@@ -120,4 +126,4 @@ class _PackedCell:
         _add(memory, hidden, memory)
         _tanh(memory, hidden)
         _multiply(hidden, self._exit, hidden)
-        return hidden  # type: ignore[no-any-return]
+        return hidden

@@ -40,6 +40,8 @@ class RunScale:
         self.gamma: float | None = None
         self._first: float | None = None
         self._recent: Loss | None = None
+        if self.initial_loss is not None:
+            self._measure(self.initial_loss)
         self._keeps_recent = measure_loss is None and type(schedule).remeasures is not Schedule.remeasures
 
     def read(self, loss: Loss, step: int) -> Loss | None:

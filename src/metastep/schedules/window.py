@@ -38,14 +38,15 @@ class LossWindow:
                 )
             if not loss.is_floating_point():
                 raise TypeError(f"loss must be a floating-point tensor, got {loss.dtype}.")
-            if loss.device.type != "cpu":
+            if not loss.is_cpu:
                 self._add_on_device(loss.detach())
                 return
-            loss = loss.item()
+            value = loss.item()
         elif isinstance(loss, bool) or not hasattr(loss, "__float__"):
             raise TypeError(f"loss must be a float or a one-element tensor, got {type(loss).__name__}.")
+        else:
+            value = float(loss)
         self.calls += 1
-        value = float(loss)
         if math.isfinite(value):
             self._sum += value
             self._count += 1
