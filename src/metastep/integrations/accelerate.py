@@ -1,0 +1,105 @@
+"""LearnedLR in a loop under Accelerate."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from metastep.integrations.options import LearnedLROptions
+from metastep.integrations.scheduler import refuse_other_scheduler
+from metastep.schedules import LearnedLR, Schedule
+
+try:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'metastep.integrations.accelerate needs Accelerate: pip install "metastep[accelerate]".', name=error.name
+    ) from error
+
+
+class AcceleratedLR(LearnedLR):
+    """A LearnedLR for a loop under Accelerate: same rate in every process, saved and loaded with everything else.
+
+    Observe the loss itself, before ``accelerator.backward(loss)`` divides and scales it; with several processes their
+    losses are averaged, in one message per optimizer step. It need not be prepared; ``prepare`` hands it back as it is,
+    and :meth:`step` does nothing, so that no wrapper can step it twice.
+
+    Args:
+        accelerator: the run's; ``save_state`` and ``load_state`` take the rate along.
+        optimizer: the optimizer, prepared or not.
+        schedule: any :class:`metastep.Schedule`.
+        options: keyword arguments of :class:`metastep.LearnedLR`; steps are optimizer steps, whatever the number of
+            processes.
+
+    Raises:
+        ValueError: if the optimizer has a scheduler already, or another LearnedLR.
+
+    Example:
+        >>> import torch
+        >>> from accelerate import Accelerator
+        >>> from metastep import MLRSNet
+        >>> from metastep.integrations.accelerate import AcceleratedLR
+        >>> accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        >>> model = torch.nn.Linear(3, 1)
+        >>> model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> lr = AcceleratedLR(accelerator, optimizer, MLRSNet(), num_classes=10)
+        >>> for _ in range(4):
+        ...     with accelerator.accumulate(model):
+        ...         loss = model(torch.ones(5, 3)).square().mean()
+        ...         lr.observe(loss)
+        ...         accelerator.backward(loss)
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        >>> lr.steps
+        2
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        **options: Unpack[LearnedLROptions],
+    ) -> None:
+        optimizer = unwrapped(optimizer)
+        if isinstance(optimizer, Optimizer):
+            refuse_other_scheduler(optimizer)
+        self.accelerator = accelerator
+        self._waiting: list[Tensor] = []  # 0-d float32, this process's losses of the open window
+        super().__init__(optimizer, schedule, **options)
+        accelerator.register_for_checkpointing(self)
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Take note of this (micro-)batch's loss in this process, as the model gave it.
+
+        Args:
+            loss: a float, or a real floating-point tensor of one element, with or without a graph (which is let go).
+        """
+        if self.accelerator.num_processes == 1:
+            super().observe(loss)
+            return
+        value = torch.as_tensor(loss, device=self.accelerator.device)
+        if value.numel() != 1:
+            raise ValueError(f"loss must have one element, got shape {tuple(value.shape)}; observe its mean.")
+        self._waiting.append(value.detach().reshape(()).float())
+
+    def close_window(self) -> float | Tensor | None:
+        """End the window in all processes together; see :meth:`metastep.LearnedLR.close_window`."""
+        if self._waiting:
+            agreed = self.accelerator.reduce(torch.stack(self._waiting), reduction="mean")
+            self._waiting = []
+            for loss in agreed.unbind():
+                super().observe(loss)
+        return super().close_window()
+
+    def step(self) -> None:
+        """Nothing: the rate was written when the optimizer stepped."""
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The torch optimizer inside what ``accelerator.prepare`` returned."""
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
