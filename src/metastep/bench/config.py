@@ -137,7 +137,7 @@ class RunConfig:
         try:
             values = json.loads(text)
             schema = values.pop("schema")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"no run configuration: {error}") from error
         if schema != SCHEMA:
             raise ValueError(f"run configuration has schema {schema!r}, this version reads {SCHEMA}.")

@@ -102,7 +102,7 @@ def run_in_workers(
 def _pool(
     cells: Mapping[int, Cell], workers: int, should_stop: Callable[[], bool], watch: Watch
 ) -> Iterator[tuple[int, Any]]:
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     # Shared without locks: a worker that is killed cannot leave one locked.
     stop = context.RawValue("b", 0)
     board = context.RawArray("d", _COLUMNS * (max(cells) + 1))
@@ -131,6 +131,15 @@ def _pool(
     finally:
         stop.value = 1  # an error or a second Ctrl-C: the others stop after their step
         pool.shutdown(cancel_futures=True)
+
+
+def _context() -> Any:
+    """Processes that inherit no state of this one: forked from a server that has imported torch, or spawned."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])  # which making the first optimizer imports
+    return context
 
 
 def _read(board: Any, number: int, cell: Cell) -> Progress:

@@ -40,7 +40,7 @@ def metastep(
 def main() -> None:
     """Run the command line; exit code 0 done, 2 bad input, 130 stopped by Ctrl-C."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="metastep", standalone_mode=False)
     except Stopped as stopped:
         typer.echo(str(stopped), err=True)
         sys.exit(stopped.code)

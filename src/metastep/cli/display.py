@@ -89,7 +89,8 @@ def _started_late(bar: Progress) -> Iterator[tuple[Progress, Callable[[], None]]
     try:
         yield bar, bar.start
     finally:
-        bar.stop()
+        if bar.live.is_started:  # stopping prints an empty line where there is no terminal
+            bar.stop()
 
 
 def _numbers(progress: RunProgress) -> str:

@@ -1,0 +1,184 @@
+"""Whatever is wrong: one clear line on standard error, exit code 2, nothing lost and nothing begun."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from metastep.schedules import MLRSNet, save_schedule
+
+DIGITS = ("train", "digits/mlp", "--steps", "5")
+
+
+def refused(result, *words: str) -> None:
+    """The line, and that it is one."""
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    for word in words:
+        assert word in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "cifar10/resnet10"), ("cifar10/resnet10", "cifar10/resnet18")),
+        (("meta-train", "digit/mlp"), ("digit/mlp", "digits/mlp")),
+        (("train",), ("TASK must be given",)),
+        ((*DIGITS, "--schedule", "cosin"), ("schedule must be", "'cosin'", "did you mean cosine")),
+        (("compare", "digits/mlp", "--schedules", "cosine,constnt"), ("'constnt'", "constant")),
+        (("compare", "digits/mlp", "--schedules", ","), ("schedules must name at least one",)),
+        (("compare", "digits/mlp", "--lrs", "0.1,fast"), ("lrs must be numbers", "'0.1,fast'")),
+        (("compare", "digits/mlp", "--seeds", "0"), ("seeds must be >= 1, got 0",)),
+        (("compare", "digits/mlp", "--workers", "0", "--out", "w"), ("workers must be >= 1, got 0",)),
+        ((*DIGITS, "--optimizer", "sdg"), ("'sdg'", "did you mean sgd")),
+        ((*DIGITS, "--optimizer", "adam", "--momentum", "0.9"), ("adam refuses the options", "momentum")),
+        ((*DIGITS, "--batch-size", "-3"), ("batch_size must be >= 1, got -3",)),
+        (("train", "digits/mlp", "--steps", "-3"), ("total_steps must be >= 1, got -3",)),
+        (("train", "digits/mlp", "--steps", "many"), ("--steps", "integer")),
+        ((*DIGITS, "--train-size", "-1"), ("train_size must be >= 1, got -1",)),
+        ((*DIGITS, "--train-size", "99999"), ("train_size must be in 1..1000, got 99999",)),
+        ((*DIGITS, "--inner-valid", "-1"), ("inner_valid must be >= 0, got -1",)),
+        ((*DIGITS, "--inner-valid", "9999"), ("inner_valid + outer_valid",)),
+        (("meta-train", "digits/mlp", "--hidden-size", "-1"), ("hidden_size must be >= 1, got -1",)),
+        (("meta-train", "digits/mlp", "--inner-valid", "0"), ("inner_valid must be > 0 to learn a schedule",)),
+        ((*DIGITS, "--noise", "uniform", "--noise-rate", "1.2"), ("noise_rate must be in [0, 1], got 1.2",)),
+        ((*DIGITS, "--noise", "flip"), ("noise and noise_rate must be given together",)),
+        ((*DIGITS, "--noise-rate", "0.3"), ("noise and noise_rate must be given together",)),
+        ((*DIGITS, "--noise", "salt", "--noise-rate", "0.3"), ("noise must be uniform or flip, got 'salt'",)),
+        ((*DIGITS, "--epochs", "2"), ("steps and epochs must not both be given",)),
+        ((*DIGITS, "--device", "cuda:99"), ("device must be", "'cuda:99'")),
+        ((*DIGITS, "--device", "toaster"), ("device must be", "'toaster'")),
+        ((*DIGITS, "--colour", "red"), ("--colour",)),
+        (("trian",), ("'trian'",)),
+        (("train", "--resume", "nowhere"), ("no run in nowhere", "--resume wants a folder that a run made")),
+        (("compare", "--resume", "nowhere"), ("no comparison in nowhere",)),
+        (("train", "--resume", "nowhere", "--steps", "5"), ("resume must be given without steps",)),
+        (("report", "nowhere"), ("no records at nowhere/records.jsonl",)),
+        (("inspect", "nowhere.pth"), ("no schedule file 'nowhere.pth'",)),
+        (("train", "mnist/mlp", "--data", "nowhere"), ("MNIST must be on this machine as", "METASTEP_DATA")),
+        (("meta-train", "cifar10/resnet18", "--data", "nowhere"), ("CIFAR-10", "METASTEP_DATA")),
+        (("compare", "ptb/lstm2", "--data", "nowhere"), ("METASTEP_DATA",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_it_is_refused_before_anything_is_written(metastep, tmp_path: Path, arguments, words) -> None:
+    refused(metastep(*arguments), *words)
+    assert [path.name for path in tmp_path.rglob("*") if path.name not in ("runs", "w")] == []
+
+
+@pytest.fixture()
+def schedule(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_schedule(MLRSNet(hidden_size=4), tmp_path / "good.safetensors")
+    return tmp_path / "good.safetensors"
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "inspect"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_schedule_is_refused(metastep, schedule: Path, command: str, damage: str) -> None:
+    data = bytearray(schedule.read_bytes())
+    data[-5] ^= 1
+    bad = {"truncated": data[: len(data) // 2], "flipped": data, "empty": b"", "text": b"not a schedule"}[damage]
+    Path("bad.safetensors").write_bytes(bad)
+    if command == "inspect":
+        result = metastep("inspect", "bad.safetensors")
+    else:
+        flag = {"train": "--schedule", "compare": "--schedules"}[command]
+        result = metastep(command, "digits/mlp", "--steps", "5", flag, "bad.safetensors", "--out", "o")
+    refused(result, "bad.safetensors")
+    assert not Path("o").exists()
+
+
+class Code:
+    def __reduce__(self):
+        return (open, ("owned", "w"))
+
+
+@pytest.mark.parametrize("command", [("inspect",), (*DIGITS, "--schedule")], ids=["inspect", "train"])
+def test_a_pth_that_would_run_code_is_refused(metastep, command: tuple[str, ...]) -> None:
+    torch.save({"layer1": Code()}, "evil.pth")
+    refused(metastep(*command, "evil.pth"), "evil.pth", "would run code")
+    Path("evil2.pth").write_bytes(pickle.dumps(Code(), protocol=2))
+    refused(metastep(*command, "evil2.pth"), "evil2.pth")
+    assert not Path("owned").exists()
+
+
+def test_a_pth_with_other_tensors_is_refused(metastep) -> None:
+    torch.save({"weight": torch.zeros(3, 3)}, "other.pth")
+    refused(metastep("inspect", "other.pth"), "other.pth", "weight")
+
+
+def test_a_folder_with_results_is_not_written_over(metastep, tmp_path: Path) -> None:
+    assert metastep(*DIGITS, "--out", "run").code == 0
+    assert metastep("compare", *DIGITS[1:], "--schedules", "cosine", "--seeds", "1", "--out", "cmp").code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for command in ("train", "meta-train", "compare"):
+        refused(
+            metastep(command, *DIGITS[1:], "--out", "run"), "out must be a new folder", "go on with it by --resume run"
+        )
+        refused(metastep(command, *DIGITS[1:], "--out", "cmp"), "out must be a new folder, cmp holds a comparison")
+    refused(metastep("train", "--resume", "cmp"), "it holds a comparison: metastep compare --resume cmp")
+    refused(metastep("compare", "--resume", "run"), "it holds a run: metastep train --resume run")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_broken_checkpoints_are_one_line_and_stay(metastep, tmp_path: Path) -> None:
+    assert metastep(*DIGITS, "--checkpoint-every", "2", "--out", "run").code == 0
+    run = tmp_path / "run"
+    (run / "record.json").unlink()
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (run / name).write_bytes((run / name).read_bytes()[:100])
+    refused(
+        metastep("train", "--resume", "run"), "no readable checkpoint in run", "checkpoint.previous.pt is truncated"
+    )
+    assert (run / "checkpoint.pt").stat().st_size == 100
+
+
+def test_one_broken_checkpoint_is_a_note(metastep, tmp_path: Path) -> None:
+    assert metastep(*DIGITS, "--checkpoint-every", "2", "--out", "run").code == 0
+    (tmp_path / "run" / "record.json").unlink()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"")
+    result = metastep("train", "--resume", "run", "--json")
+    assert result.code == 0
+    assert result.err.startswith("note: checkpoint.pt is no metastep checkpoint")
+    assert "went back to checkpoint.previous.pt" in result.err
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": 99}', '{"schema": 1}'])
+@pytest.mark.parametrize(("command", "file"), [("train", "run.json"), ("compare", "compare.json")])
+def test_a_damaged_configuration_is_refused(metastep, tmp_path: Path, command: str, file: str, text: str) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / file).write_text(text)
+    refused(metastep(command, "--resume", "x"), "configuration")
+
+
+def test_damaged_records_are_refused(metastep, tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"schema": 1}\n')
+    refused(metastep("report", "records.jsonl"), "records.jsonl, line 1")
+
+
+def test_the_report_of_an_unfinished_comparison_says_how_to_go_on(metastep, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "compare.json").write_text("{}")
+    refused(metastep("report", "x"), "is not finished; go on with: metastep compare --resume x")
+
+
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(metastep, tmp_path: Path, monkeypatch) -> None:
+    from metastep.meta.checkpoints import CheckpointFile
+
+    save = CheckpointFile.save
+
+    def full(self, state) -> None:
+        if self.exists():
+            raise OSError(28, "No space left on device")
+        save(self, state)
+
+    monkeypatch.setattr(CheckpointFile, "save", full)
+    result = metastep(*DIGITS, "--checkpoint-every", "2", "--out", "run", "--json")
+    refused(result, "No space left", "the last good checkpoint is kept, go on with: metastep train --resume run")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert metastep("train", "--resume", "run").code == 0

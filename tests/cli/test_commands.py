@@ -1,0 +1,143 @@
+"""Every command, as it is typed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import metastep as package
+from metastep.bench.methods import METHODS
+from metastep.report import read_records
+from metastep.schedules import load_schedule
+
+SMALL = ("--steps", "20", "--train-size", "200", "--threads", "1")
+COMMANDS = ("train", "meta-train", "compare", "report", "inspect", "list")
+
+
+@pytest.mark.parametrize("command", [(), *[(name,) for name in COMMANDS]], ids=str)
+def test_every_command_has_help(metastep, command: tuple[str, ...]) -> None:
+    result = metastep(*command, "--help")
+    assert result.code == 0
+    assert "Usage: metastep" in result.out
+    assert result.err == ""
+
+
+def test_without_a_command_there_is_help(metastep) -> None:
+    result = metastep()
+    assert result.code == 0
+    assert all(name in result.out for name in COMMANDS)
+
+
+def test_the_version_is_that_of_the_package(metastep) -> None:
+    assert metastep("--version") == (0, f"{package.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["train", "meta-train", "compare"])
+def test_the_options_of_a_run_are_the_same_everywhere(metastep, command: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = metastep(command, "--help").out
+    for option in ("steps", "epochs", "batch-size", "inner-valid", "outer-valid", "noise", "noise-rate", "warmup"):
+        assert f"--{option} " in text
+    for option in ("data", "device", "threads", "checkpoint-every", "out", "resume", "json"):
+        assert f"--{option} " in text
+
+
+def test_the_command_line_is_read_without_torch() -> None:
+    """The package's own __init__ is left out: what counts is that no command's file imports torch before it runs."""
+    source = Path(package.__file__).parent
+    code = (
+        "import sys, types\n"
+        f"package = types.ModuleType('metastep'); package.__path__ = [{str(source)!r}]\n"
+        "sys.modules['metastep'] = package\n"
+        "sys.argv = ['metastep', '--help']\n"
+        "from metastep.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'safetensors', 'matplotlib', 'plotly', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_list_names_what_can_be_named(metastep) -> None:
+    tables = metastep("list", "--json").json
+    assert set(tables) == {"tasks", "schedules", "optimizers"}
+    assert set(tables["schedules"]) == set(METHODS)
+    text = metastep("list").out
+    assert all(name in text for table in tables.values() for name in table)
+
+
+def test_a_run_from_the_command_line(metastep, tmp_path: Path) -> None:
+    result = metastep("train", "digits/mlp", *SMALL, "--schedule", "wsd", "--lr", "0.03", "--warmup", "3", "--out", "r")
+    assert result.code == 0
+    assert "test accuracy" in result.out
+    assert "folder: r\n" in result.out
+    record = metastep("train", "--resume", "r", "--json").json
+    assert (record["status"], record["schedule"], record["lr"], record["folder"]) == ("finished", "wsd", 0.03, "r")
+    assert record["settings"]["warmup_steps"] == 3
+    assert list(tmp_path.glob("r/events.out.tfevents.*"))
+
+
+def test_json_is_one_object_on_standard_output_and_no_bar(metastep) -> None:
+    result = metastep("train", "digits/mlp", *SMALL, "--json")
+    assert result.code == 0
+    assert result.err == ""
+    assert result.json["folder"].startswith("runs/")
+
+
+def test_a_schedule_is_learned_inspected_and_carried(metastep, tmp_path: Path) -> None:
+    result = metastep("meta-train", "digits/convnet", *SMALL, "--hidden-size", "6", "--every", "4", "--out", "learned")
+    assert result.code == 0
+    file = "learned/schedule.safetensors"
+    assert f"learned schedule: {file}  (look at it: metastep inspect {file})" in result.out
+    assert len(load_schedule(tmp_path / file).schedules) == 3
+
+    result = metastep("inspect", file, "--steps", "30")
+    assert result.code == 0
+    assert "falling" in result.out
+    assert result.out.endswith("plot: schedule-rates.png\n")
+    assert (tmp_path / "schedule-rates.png").read_bytes().startswith(b"\x89PNG")
+    facts = metastep("inspect", file, "--steps", "30", "--json").json
+    assert {name: len(rates) for name, rates in facts["rates"].items()} == {"falling": 30, "rising": 30, "flat": 30}
+    assert facts["class"] == "Phased"
+
+    entrants = f"cosine,learned={file},control={file}@staircase"
+    options = ("--schedules", entrants, "--seeds", "2", "--lrs", "0.05,0.1", "--out", "cmp")
+    result = metastep("compare", "digits/mlp", *SMALL, *options)
+    assert result.code == 0
+    assert result.out.endswith("report: cmp/report.html\n")
+    assert all(len(line) <= 80 for line in result.out.splitlines() if "±" in line or "─" in line)
+    records = read_records(tmp_path / "cmp" / "records.jsonl")
+    assert [(r["label"], r["seed"]) for r in records] == [
+        (label, seed) for label in ("cosine", "learned", "control") for seed in (0, 1)
+    ]
+    page = (tmp_path / "cmp" / "report.html").read_text()
+    note = "Schedules that read a base rate got the best of 0.05, 0.1, by the outer validation loss at the end"
+    assert note in page
+
+    (tmp_path / "cmp" / "report.html").unlink()
+    rows = metastep("report", "cmp", "--json").json["rows"]
+    assert {row["label"] for row in rows} == {"cosine", "learned", "control"}
+    assert note in (tmp_path / "cmp" / "report.html").read_text()
+    assert metastep("compare", "--resume", "cmp", "--json").json["rows"] == rows
+
+
+def test_a_diverged_run_is_told_and_gets_its_page(metastep, tmp_path: Path) -> None:
+    options = ("--schedules", "constant", "--lrs", "1e7", "--seeds", "1", "--momentum", "0", "--out", "cmp")
+    result = metastep("compare", "digits/mlp", *SMALL, *options)
+    assert result.code == 0
+    assert "1 diverged" in result.out
+    assert (tmp_path / "cmp" / "report.html").exists()
+    result = metastep("train", "digits/mlp", *SMALL, "--lr", "1e7", "--schedule", "constant", "--momentum", "0")
+    assert result.code == 0
+    assert "diverged" in result.out
+
+
+def test_label_noise_is_an_option(metastep) -> None:
+    noise = ("--noise", "uniform", "--noise-rate", "0.4")
+    record = metastep("train", "digits/mlp", *SMALL, *noise, "--json").json
+    assert (record["settings"]["noise"], record["settings"]["noise_rate"]) == ("uniform", 0.4)
