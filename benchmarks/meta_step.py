@@ -29,13 +29,14 @@ from metastep.tasks.networks.resnet import resnet
 
 EVERY = 100
 BATCH = 16
+PEAKS = ("plain", "meta", "meta, gradients let go", "autograd")
 WIDTHS = {"resnet18": (64, 128, 256, 512), "small": (8, 16)}
 
 
 class Case:
     """A network, two batches, and one way to train."""
 
-    def __init__(self, network: str, device: str) -> None:
+    def __init__(self, network: str, device: str, *, keep_gradients: bool = True) -> None:
         torch.manual_seed(0)
         self.model = resnet(10, widths=WIDTHS[network], blocks=2, projection=True).to(device)
         self.inputs, self.validation_inputs = torch.randn(2, BATCH, 3, 32, 32, device=device)
@@ -44,16 +45,16 @@ class Case:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
         schedule = ms.MLRSNet()
         self.lr = ms.LearnedLR(self.optimizer, schedule, initial_loss=2.3, num_classes=10)
-        self.learner = ms.MetaLearner(self.lr, self.validation_loss, every=1)
+        self.learner = ms.MetaLearner(self.lr, self.validation_loss, every=1, keep_gradients=keep_gradients)
 
     def validation_loss(self) -> Tensor:
         """On the other batch."""
         return cross_entropy(self.model(self.validation_inputs), self.validation_targets)
 
     def backward(self) -> None:
-        """Forward and backward pass on the training batch."""
-        self.optimizer.zero_grad()
+        """Forward and backward pass on the training batch, gradients being set to None in between, as documented."""
         loss = cross_entropy(self.model(self.inputs), self.targets)
+        self.optimizer.zero_grad()
         loss.backward()
         self.lr.observe(loss)
 
@@ -123,7 +124,8 @@ def resident(field: str) -> int:
 
 
 def report_peak(kind: str, network: str, device: str) -> None:
-    case = Case(network, device)
+    case = Case(network, device, keep_gradients=kind != "meta, gradients let go")
+    kind = kind.partition(",")[0]
     if device == "cuda":
         getattr(case, kind)()
         torch.cuda.reset_peak_memory_stats()
@@ -145,7 +147,7 @@ def main() -> None:
     parser.add_argument("--network", choices=tuple(WIDTHS), default="resnet18")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--json", type=Path, help="write a record to this file")
-    parser.add_argument("--peak", choices=("plain", "meta", "autograd"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=PEAKS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         report_peak(options.peak, options.network, options.device)
@@ -161,11 +163,11 @@ def main() -> None:
     weights = sum(p.numel() * p.element_size() for p in Case(options.network, "cpu").model.parameters())
     print(f"peak memory (parameters: {weights / 2**20:.1f} MiB)")
     plain = 0
-    for kind in ("plain", "meta", "autograd"):
+    for kind in PEAKS:
         peak = peak_bytes(kind, options.network, options.device)
         plain = plain or peak
         copies = (peak - plain) / weights
-        print(f"  {kind:9} {peak / 2**20:8.1f} MiB   plain {copies:+.2f} copies of the parameters")
+        print(f"  {kind:22} {peak / 2**20:8.1f} MiB   plain {copies:+.2f} copies of the parameters")
         results.append({"case": kind, "peak_bytes": peak, "parameter_bytes": weights, "copies_above_plain": copies})
     write_record(options.json, options.device, results)
 

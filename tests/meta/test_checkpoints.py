@@ -15,7 +15,7 @@ from metastep.meta.checkpoints import CheckpointError, CheckpointFile
 STATE = {"weights": torch.arange(5.0), "nested": [(1, None), {"rate": 0.5}], "name": "x"}
 
 
-@pytest.fixture()
+@pytest.fixture
 def file(tmp_path: Path) -> CheckpointFile:
     """A file with two checkpoints: step 2, and step 1 before it."""
     checkpoint = CheckpointFile(tmp_path / "run" / "checkpoint.pt")

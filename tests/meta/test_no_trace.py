@@ -53,6 +53,16 @@ def test_the_gradients_are_the_same_tensors_afterwards() -> None:
     assert all(torch.equal(g, v) for g, v in zip(gradients, values, strict=True))
 
 
+def test_gradients_that_nobody_wants_are_let_go_and_all_else_is_the_same() -> None:
+    ends = []
+    for keep in (True, False):
+        run, lr = attached(OPTIMIZERS["adam"])
+        train(run, lr, learning(run, lr, every=1, keep_gradients=keep).step, range(3))
+        assert all((p.grad is not None) is keep for p in run.model.parameters())
+        ends.append((run.model.state_dict(), lr.schedule.state_dict()))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+
+
 def test_the_users_own_gradient_hooks_see_no_validation_gradient() -> None:
     run, lr = attached(OPTIMIZERS["adam"])
     learner = learning(run, lr, every=1)

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from metastep.meta.linearity import check_linear_in_rate
-from metastep.meta.lookahead import copy_parameters, validation_slopes
+from metastep.meta.lookahead import copy_parameters, into_displacements, validation_slopes
 from metastep.meta.unroll import Window
 from metastep.schedules import LearnedLR
 from metastep.schedules.base import Rate
@@ -45,6 +45,8 @@ class MetaLearner:
             of the parameters); False is exact (one Hessian-vector product a step more), for torch optimizers with
             ``differentiable``, and wants :meth:`step` to be given a closure.
         max_grad_norm: clip the meta-gradient to this norm; None does not.
+        keep_gradients: False lets the training gradients go before the validation pass of ``horizon=1``: ``grad`` is
+            None after a meta-update, and the peak of memory is lower by a copy of the parameters.
 
     ``last_meta_loss`` is the latest validation loss (None before), ``meta_updates`` counts updates.
 
@@ -83,6 +85,7 @@ class MetaLearner:
         horizon: int = 1,
         first_order: bool = False,
         max_grad_norm: float | None = None,
+        keep_gradients: bool = True,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be >= 1, got {every}; 1 learns in every step.")
@@ -105,7 +108,7 @@ class MetaLearner:
         self.validation_loss = validation_loss
         self.every, self.horizon, self.first_order = every, horizon, first_order
         self.meta_optimizer = meta_optimizer
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm, self.keep_gradients = max_grad_norm, keep_gradients
         self.last_meta_loss: float | None = None
         self.meta_updates = 0
         self.skipped_updates = 0
@@ -164,32 +167,31 @@ class MetaLearner:
             return
         rate, state = self.lr.ask(loss)
         parameters = self._parameters()
-        origin = copy_parameters(parameters)
+        displacement = copy_parameters(parameters)
         with self.lr.held(rate):
             self._optimizer_step(scaler)
+        into_displacements(displacement, parameters)
         try:
             rate_graph, _ = self.lr.ask_with_graph(loss, self.lr.state)
-            if self._learn([rate_graph], parameters, lambda place, p: [p - origin[place]], scaler):
+            loss_scale = 1.0 if scaler is None else scaler.get_scale()
+            found = validation_slopes(
+                parameters, [displacement], self.validation_loss, loss_scale, keep_gradients=self.keep_gradients
+            )
+            if self._update(found, [rate_graph]):
                 new_rate, state = self.lr.ask(loss)
-                _move(parameters, origin, new_rate / rate)
+                _stretch(parameters, displacement, new_rate / rate)
                 rate = new_rate
         finally:  # the step is taken, whatever becomes of the lesson
             self.lr.tick(rate, state)
 
-    def _learn(
-        self,
-        rates: list[Tensor],
-        parameters: list[nn.Parameter],
-        displacements: Callable[[int, Tensor], list[Tensor]],
-        scaler: GradScaler | None = None,
-    ) -> bool:
-        """Update the schedule by the slopes along the displacements that the given rates (with graph) caused."""
-        loss_scale = 1.0 if scaler is None else scaler.get_scale()
-        loss, slopes = validation_slopes(parameters, displacements, self.validation_loss, loss_scale)
-        return self._update(loss, rates, slopes)
+    def _update(self, found: tuple[float, Tensor], rates: list[Tensor]) -> bool:
+        r"""Apply :math:`\sum_k (s_k / \eta_k)\, d\eta_k / d\phi` to the schedule; False if something is not finite.
 
-    def _update(self, validation_loss: float, rates: list[Tensor], slopes: Tensor) -> bool:
-        r"""Apply :math:`\sum_k (s_k / \eta_k)\, d\eta_k / d\phi`; False if something is not finite."""
+        Args:
+            found: the validation loss, and its slopes s along the displacements that the rates caused.
+            rates: :math:`\eta`, with their graph.
+        """
+        validation_loss, slopes = found
         self.last_meta_loss = validation_loss
         cotangents = [
             (slope / rate.detach()).to(rate) for slope, rate in zip(slopes.to(rates[0].device), rates, strict=True)
@@ -234,8 +236,7 @@ class MetaLearner:
         if self._calls % self.every == 0:
             window, self._window = self._window, None
             if window.rates:
-                loss, slopes = window.slopes(self.validation_loss)
-                self._update(loss, window.rates, slopes)
+                self._update(window.slopes(self.validation_loss), window.rates)
 
     def _backward(self, closure: Callable[[], Tensor]) -> None:
         self.lr.optimizer.zero_grad()
@@ -308,11 +309,11 @@ class MetaLearner:
 
 
 @torch.no_grad()
-def _move(parameters: list[nn.Parameter], origin: list[Tensor], weight: Rate) -> None:
-    """Put the parameters at origin + weight * (parameters - origin); for weight 1 they stay, to the last bit."""
-    if not isinstance(weight, Tensor) and weight == 1:
-        return
-    for parameter, start in zip(parameters, origin, strict=True):
-        wide = torch.promote_types(start.dtype, torch.float32)
-        factor = weight.to(start.device, wide) if isinstance(weight, Tensor) else weight
-        parameter.copy_(start.to(wide).lerp_(parameter.to(wide), factor))
+def _stretch(parameters: list[nn.Parameter], displacement: list[Tensor], factor: Rate) -> None:
+    """Make the step that was taken ``factor`` times as long; for 1 nothing changes, to the last bit.
+
+    The displacement is used up.
+    """
+    for parameter, step in zip(parameters, displacement, strict=True):
+        more = factor.to(step.device) - 1 if isinstance(factor, Tensor) else factor - 1
+        parameter.add_(step.mul_(more))

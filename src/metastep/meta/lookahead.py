@@ -15,11 +15,20 @@ def copy_parameters(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
+@torch.no_grad()
+def into_displacements(start: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    """Turn copies of the parameters, in place, into how far the parameters have moved since."""
+    for before, parameter in zip(start, parameters, strict=True):
+        torch.sub(parameter, before, out=before)
+
+
 def validation_slopes(
     parameters: Sequence[nn.Parameter],
-    displacements: Callable[[int, Tensor], Sequence[Tensor]],
+    displacements: Sequence[Sequence[Tensor]],
     validation_loss: Callable[[], Tensor],
     loss_scale: float = 1.0,
+    *,
+    keep_gradients: bool = True,
 ) -> tuple[float, Tensor]:
     r"""Return the validation loss at the parameters as they are, and its slopes along given displacements.
 
@@ -30,10 +39,10 @@ def validation_slopes(
 
     Args:
         parameters: where the loss is differentiated.
-        displacements: gives, for a parameter's place and the parameter (detached), its part of each of the K
-            displacements.
+        displacements: K of them, each with one part for each parameter.
         validation_loss: computes the loss, a one-element tensor with a graph.
         loss_scale: factor on the loss during backward, divided out again: for float16 gradients.
+        keep_gradients: False lets the parameters' ``grad`` go instead of giving it back.
 
     Returns:
         The loss as a float, and a float64 tensor (K,) of slopes.
@@ -49,13 +58,12 @@ def validation_slopes(
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
-                parts = displacements(place, parameter.detach())
-                slopes.append(torch.stack([inner_product([gradient], [part]) for part in parts]))
+                slopes.append(torch.stack([inner_product([gradient], [step[place]]) for step in displacements]))
 
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(set_aside_gradients(parameters))
+        stack.enter_context(set_aside_gradients(parameters, keep=keep_gradients))
         stack.enter_context(protected_rng(parameters))
         stack.enter_context(protected_buffers())
         with torch.enable_grad():

@@ -11,12 +11,13 @@ from metastep.meta.learner import MetaLearner
 from metastep.schedules import LearnedLR
 
 BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
-class Stream(Protocol[BatchT]):
+class Stream(Protocol[BatchT_co]):
     """An endless source of batches that knows where it stands."""
 
-    def __next__(self) -> BatchT: ...
+    def __next__(self) -> BatchT_co: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands."""

@@ -92,7 +92,7 @@ class Window:
         """Return the validation loss after the last step and its slopes along each of the K displacements."""
         if self.first_order:
             steps = [taken.displacement for taken in self._taken]
-            return validation_slopes(self.parameters, lambda place, _: [step[place] for step in steps], validation_loss)
+            return validation_slopes(self.parameters, steps, validation_loss)
         loss, adjoint = self._validation_gradient(validation_loss)
         slopes: list[Tensor] = []
         state_adjoint: list[dict[str, Tensor]] = [{} for _ in self.parameters]
