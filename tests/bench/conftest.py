@@ -14,7 +14,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture()
+@pytest.fixture
 def start(tmp_path: Path) -> Iterator[type[Child]]:
     """Start ``metastep ARGUMENTS`` in tmp_path, in a process that does not outlive the test."""
     children = []

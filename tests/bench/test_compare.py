@@ -25,7 +25,7 @@ def compare_config(*schedules: str, lrs=(0.1,), seeds=2, **changes) -> CompareCo
     return CompareConfig(base=base, entrants=tuple(map(Entrant.parse, schedules)), seeds=seeds, lrs=lrs)
 
 
-@pytest.fixture()
+@pytest.fixture
 def looks(monkeypatch) -> list[tuple[int, str]]:
     """Every evaluation: the seed of the run, and the split that it read."""
     seen: list[tuple[int, str]] = []
@@ -111,6 +111,23 @@ def test_two_workers_write_the_records_of_one(tmp_path: Path) -> None:
     assert differences([timeless(r) for r in one], [timeless(r) for r in two]) == []
     assert [r["label"] for r in two] == ["cosine", "cosine", "learned", "learned"]
     assert (seen[-1].runs_done, seen[-1].steps_done) == (6, 120)
+
+
+def test_workers_stop_together_and_go_on(tmp_path: Path) -> None:
+    config = compare_config("constant", "cosine", seeds=1, threads=1, log_every=50, eval_every=None)
+    config = replace(config, base=replace(config.base, total_steps=1500, checkpoint_every=None))
+    moved: list[int] = []
+
+    def watch(progress: ComparisonProgress) -> None:
+        moved.append(0 if progress.run is None else progress.run.step)
+
+    stopped = Comparison(config, tmp_path / "cmp")
+    assert stopped.execute(workers=2, should_stop=lambda: bool(moved), on_progress=watch) is None
+    assert list(tmp_path.rglob("checkpoint.pt"))
+    assert not list(tmp_path.rglob("record.json"))
+    records = Comparison.resume(tmp_path / "cmp").execute(workers=2)
+    whole = Comparison(config, tmp_path / "whole").execute()
+    assert differences([timeless(r) for r in records], [timeless(r) for r in whole]) == []
 
 
 def test_the_run_of_a_worker_that_dies_goes_on(tmp_path: Path) -> None:

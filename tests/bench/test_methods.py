@@ -9,7 +9,7 @@ from metastep.bench.methods import METHODS, make_schedule
 from metastep.schedules import FixedOutput, MLRSNet, Phased, save_schedule
 
 
-@pytest.fixture()
+@pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     """Three snapshots."""
     paths = []

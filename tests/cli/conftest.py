@@ -24,7 +24,7 @@ class Result(NamedTuple):
         return json.loads(self.out)
 
 
-@pytest.fixture()
+@pytest.fixture
 def metastep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable[..., Result]]:
     """Run ``metastep ARGUMENTS`` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)

@@ -69,7 +69,7 @@ def test_it_is_refused_before_anything_is_written(metastep, tmp_path: Path, argu
     assert [path.name for path in tmp_path.rglob("*") if path.name not in ("runs", "w")] == []
 
 
-@pytest.fixture()
+@pytest.fixture
 def schedule(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     save_schedule(MLRSNet(hidden_size=4), tmp_path / "good.safetensors")
