@@ -96,6 +96,11 @@ def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = Non
     Raises:
         FileNotFoundError: if there is no such file.
         ScheduleFileError: if it is broken, of another kind, or could be read only by running code inside it.
+
+    Example:
+        >>> save_schedule(Cosine(100), tmp_path / "cosine.safetensors")
+        >>> load_schedule(tmp_path / "cosine.safetensors").factor_at(100) < 1e-3
+        True
     """
     path = Path(path_or_name)
     if not path.is_file():

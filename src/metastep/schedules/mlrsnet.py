@@ -70,7 +70,7 @@ class MLRSNet(Schedule):
     Example:
         >>> net = MLRSNet()
         >>> alpha, state = net(2.3, net.init_state())
-        >>> 0 < float(alpha) < 1
+        >>> 0 < alpha.item() < 1
         True
     """
 

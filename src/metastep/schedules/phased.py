@@ -22,6 +22,10 @@ class FixedOutput(Schedule):
 
     Raises:
         ValueError: if alpha is not in (0, 1).
+
+    Example:
+        >>> FixedOutput(0.7).query(2.3, None)
+        (0.7, None)
     """
 
     relative: ClassVar[bool] = False
@@ -72,6 +76,11 @@ class Phased(Schedule):
         ValueError: for no schedules, unlike ones, or boundaries that do not fit.
 
     Source: arXiv 2007.14546 (three snapshots, of the first, the middle and the last epoch of meta-training).
+
+    Example:
+        >>> stairs = Phased([FixedOutput(0.7), FixedOutput(0.04)], total_steps=10)
+        >>> [stairs.query(2.3, (step, None))[0] for step in (0, 4, 5, 9)]
+        [0.7, 0.7, 0.04, 0.04]
     """
 
     relative: ClassVar[bool] = False

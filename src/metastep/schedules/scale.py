@@ -37,7 +37,7 @@ class ScaleRule:
     Source: arXiv 2007.14546; the pitfalls are those of its published code.
 
     Example:
-        >>> round(ScaleRule().gamma(math.log(10), num_classes=10), 3)
+        >>> round(ScaleRule().gamma(2.302585, num_classes=10), 3)
         0.669
     """
 

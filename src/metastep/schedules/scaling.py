@@ -17,7 +17,7 @@ class RunScale:
     """Measures gamma by the schedule's :class:`metastep.ScaleRule`, and prepares the losses that the schedule reads.
 
     Args:
-        schedule: a schedule that is not relative.
+        schedule: a schedule; only one that is not relative has a gamma.
         initial_loss: mean loss (nats) of the fresh network; None: the first observed.
         num_classes: classes, or vocabulary size; None: guessed from the initial loss.
         measure_loss: the mean training loss of the network as it is; None: the running mean of the observed ones.
@@ -40,7 +40,7 @@ class RunScale:
         self.gamma: float | None = None
         self._first: float | None = None
         self._recent: Loss | None = None
-        if self.initial_loss is not None:
+        if self.initial_loss is not None and not schedule.relative:
             self._measure(self.initial_loss)
         self._keeps_recent = measure_loss is None and type(schedule).remeasures is not Schedule.remeasures
 
