@@ -56,6 +56,8 @@ def _spread(spread: Spread | None, *, percent: bool = False) -> str:
         return "-"
     factor, unit = (100, " %") if percent else (1, "")
     mean, half = spread.mean * factor, spread.half_range * factor
+    if spread.n == 1:
+        return f"{mean:.4g}{unit}"
     digits = min(4, max(0, -math.floor(math.log10(half)))) if half > 0 else 4 - len(f"{mean:.0f}")
     return f"{mean:.{max(0, digits)}f} ± {half:.{max(0, digits)}f}{unit}"
 
