@@ -2,7 +2,7 @@
 
 import torch
 
-from metastep.core.levels import fold, make_layout, row_sums, row_views, spread
+from metastep.core.levels import fold, make_layout, row_dots, row_sums, row_views, spread
 
 SHAPES = [torch.Size(s) for s in ((4, 3), (4,), (2, 5, 3, 3), (), (1,), (0, 2), (3, 0))]
 DIMS = [0, None, 1, None, None, 0, 0]
@@ -71,3 +71,15 @@ def test_tied_tensors_share_their_units_and_others_of_another_length_do_not():
     sums = fold(rows_of(lay, tensors()), lay, "unit")[0]
     torch.testing.assert_close(sums[:4], tensors()[0].sum(1) + tensors()[1])
     assert lay.unit_offsets[2] == 4
+
+
+def test_dots_are_sums_of_products_in_every_memory_format():
+    generator = torch.Generator().manual_seed(0)
+    for shape, dims in (((4, 3, 2, 5), (None, 0, 1)), ((7,), (None, 0)), ((), (None,)), ((0, 3), (None, 0))):
+        a, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+        for dim in dims:
+            expected = row_sums(a * b, dim)
+            torch.testing.assert_close(row_dots(a, b, dim), expected)
+            if len(shape) == 4:
+                last = a.to(memory_format=torch.channels_last)
+                torch.testing.assert_close(row_dots(last, b, dim), expected)

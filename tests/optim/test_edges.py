@@ -158,7 +158,7 @@ def test_bfloat16_parameters_have_float32_rates(name):
 
 @pytest.mark.parametrize("level", ALL)
 def test_increments_below_half_an_ulp_of_the_rate_are_not_lost(level):
-    """1000 steps of 5e-11 on a rate of 1e-3 in float32, where half an ulp is 5.8e-11: the rate itself would not move."""
+    """1000 steps of 5e-11 on a rate of 1e-3 in float32, where half an ulp is 5.8e-11: the rate itself would stay."""
     weight = leaf([1.0], torch.float32)
     optimizer = ours.HyperSGD([weight], lr=1e-3, levels=(level,), rule="additive", hyper_lr=1e-8)
     for _ in range(1001):
@@ -497,6 +497,16 @@ def test_momentum_and_adam_keep_no_tensor_of_a_parameters_size_beside_torchs(nam
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         if p.dim() > 1:
             assert large(optimizer, p) == large(reference, q)
+
+
+def test_momentum_may_be_switched_on_and_off_on_the_way():
+    model = network()
+    optimizer = ours.HyperSGD(model.parameters(), lr=0.02, levels=ALL)
+    for step, momentum in enumerate((0.0, 0.0, 0.9, 0.9, 0.0, 0.0)):
+        optimizer.param_groups[0]["momentum"] = momentum
+        train(model, optimizer, 1, start=step)
+    assert flat(model.parameters()).isfinite().all()
+    assert float(optimizer.rates()[0]["global"]) != 0.02
 
 
 def test_a_rate_that_starts_at_zero_waits_until_it_is_set():

@@ -126,6 +126,17 @@ def row_sums(product: Tensor, unit_dim: int | None) -> Tensor:
     return product.sum(dim=rest) if rest else product.reshape(-1)
 
 
+def row_dots(a: Tensor, b: Tensor, unit_dim: int | None) -> Tensor:
+    """Inner product of two tensors of one shape over each row, (rows,); without a temporary where memory allows."""
+    plain = a.is_contiguous() and b.is_contiguous() and a.numel() > 0 and not torch.compiler.is_compiling()
+    if plain and unit_dim is None:
+        return torch.dot(a.reshape(-1), b.reshape(-1)).reshape(1)
+    if plain and unit_dim == 0 and a.dim() > 1:
+        rows = a.shape[0]
+        return torch.bmm(a.reshape(rows, 1, -1), b.reshape(rows, -1, 1)).reshape(rows)
+    return row_sums(a * b, unit_dim)
+
+
 def fold(rows: Tensor, layout: Layout, level: str) -> Tensor:
     """Sum rows down to the groups of a level: (K, R) to (K, groups)."""
     if level == "global":

@@ -48,7 +48,7 @@ class AdagradDirection(Direction):
         torch._foreach_copy_(buffers[DIRECTION], torch._foreach_div(gradients, below))
 
     def recover(self, buffers: Buffers, counts: Tensor) -> list[Tensor]:
-        """U of the last advance."""
+        """The direction u of the last advance."""
         del counts
         return buffers[DIRECTION]
 

@@ -17,6 +17,8 @@ from metastep.optim.namesake import start_buffer, start_step
 from metastep.optim.options import Group, HyperOptions, flag, number
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.optim.optimizer import ParamsT
 
 FIRST, SECOND, LARGEST = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
@@ -45,14 +47,12 @@ class AdamDirection(Direction):
         if self.amsgrad:
             torch._foreach_maximum_(buffers[LARGEST], buffers[SECOND])
 
-    def recover(self, buffers: Buffers, counts: Tensor) -> list[Tensor]:
-        """U of the last advance."""
-        first, root_second = self.corrections(counts)
-        below = torch._foreach_sqrt(buffers[LARGEST if self.amsgrad else SECOND])
-        torch._foreach_div_(below, root_second.unbind())
-        torch._foreach_add_(below, self.eps)
-        above = torch._foreach_div(buffers[FIRST], first.unbind())
-        return list(torch._foreach_div(above, below))
+    def recover(self, buffers: Buffers, counts: Tensor) -> Iterator[Tensor]:
+        """The direction u of the last advance, one tensor after the other, so that one temporary's memory serves the next."""
+        corrections = (correction.unbind() for correction in self.corrections(counts))
+        second = buffers[LARGEST if self.amsgrad else SECOND]
+        for m, v, by_first, by_root in zip(buffers[FIRST], second, *corrections, strict=True):
+            yield (m / by_first).div_(v.sqrt().div_(by_root).add_(self.eps))
 
     def corrections(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Bias corrections 1 - b1^t and sqrt(1 - b2^t), (T,); those of t = 1 before the first step, where m is 0."""

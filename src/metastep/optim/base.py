@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from metastep.optim.engines import choose_engine
 from metastep.optim.group_rates import GroupRates, State, real_view
 from metastep.optim.namesake import start_buffer
 from metastep.optim.options import (
+    DEFAULT_HYPER_LR,
     DRIVEN,
     Group,
     HyperOptions,
@@ -43,6 +44,7 @@ UNKNOWN = -1  # the step count is derived from the state at the next step
 class HyperOptimizer(Optimizer):
     """Base of the hypergradient optimizers; a subclass says which direction it takes and how its namesake steps."""
 
+    own_hyper_lr: ClassVar[dict[str, float]] = {}  # by rule, where the default does not suit
     key_prefix = ""  # of the keys in a checkpoint
     _clock: int  # steps so far in which any parameter had a gradient
 
@@ -83,6 +85,8 @@ class HyperOptimizer(Optimizer):
         """Check a group's arguments: those of every optimizer, the options, those of its namesake alone."""
         group["initial_rate"] = number("lr", group["lr"])
         check_options(group)
+        if group["hyper_lr"] is None and group["rule"] != DRIVEN:
+            group["hyper_lr"] = (DEFAULT_HYPER_LR | self.own_hyper_lr)[group["rule"]]
         flag("maximize", group.get("maximize", False))
         for name in ("foreach", "fused"):
             flag(name, group.get(name), optional=True)
@@ -300,7 +304,8 @@ class HyperOptimizer(Optimizer):
         packed, here = self._packed[position], {id(p) for p in parameters}
         members = [p for p in group["params"] if id(p) in here or "last_update" in self.state.get(p, ())]
         states: list[State] = [self.state[p] for p in members]
-        if packed is not None and packed.serves(group, members, states):
+        complete = all(key in state for state in states for key in direction.buffers)
+        if complete and packed is not None and packed.serves(group, members, states):
             return packed
         for p, state in zip(members, states, strict=True):
             self._start(p, state, direction)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 Buffers = dict[str, list["Tensor"]]  # per state key, one tensor per parameter, of its shape
@@ -46,5 +48,5 @@ class Direction(ABC):
         """Take in this step's gradients, with sign and coupled decay applied; counts (T,) include this step."""
 
     @abstractmethod
-    def recover(self, buffers: Buffers, counts: Tensor) -> list[Tensor]:
-        """U of the last advance; zero for a tensor that has seen none (count 0)."""
+    def recover(self, buffers: Buffers, counts: Tensor) -> Iterable[Tensor]:
+        """Return u of the last advance; zero for a tensor that has seen none (count 0)."""

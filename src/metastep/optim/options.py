@@ -23,7 +23,7 @@ LAYERS = ("tensor", "module")
 OBJECTIVES = ("regularized", "data")
 
 DEFAULT_WEIGHTS = {"global": 0.4, "layer": 0.4, "unit": 0.2, "parameter": 0.2}
-DEFAULT_HYPER_LR = {"exponentiated": 0.02, "cosine": 0.02, "additive": 1e-8, "log": 0.02, DRIVEN: 1.0}
+DEFAULT_HYPER_LR = {"exponentiated": 0.1, "cosine": 0.1, "additive": 1e-8, "log": 0.02}
 BOUND_FACTOR = 1e4
 
 
@@ -249,12 +249,11 @@ def bounds_of(group: Group) -> Bounds:
 
 
 def hyper_rates(group: Group) -> dict[str, float]:
-    """The hyper-rate of each level of a group."""
+    """The hyper-rate of each level of a group; 1 where an optimizer drives the rates."""
     given = group["hyper_lr"]
     if isinstance(given, Mapping):
         return {level: float(given[level]) for level in group["levels"]}
-    value = DEFAULT_HYPER_LR[group["rule"]] if given is None else float(given)
-    return dict.fromkeys(group["levels"], value)
+    return dict.fromkeys(group["levels"], 1.0 if given is None else float(given))
 
 
 def start_weights(group: Group) -> list[float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metastep.core.levels import row_sums
+from metastep.core.levels import row_dots, row_sums
 from metastep.core.pulls import PREVIOUS, pulled
 from metastep.core.rates import Bounds, bounded, deviation_of, increment, rate_of
 
@@ -112,11 +112,12 @@ def measure(
                 rate = rate + rates.shares[i] * rate_of(rates.deviations[i], plan.parameter.bounds, plan.parameter.rule)
             decay = direction.decoupled_decay
             u = (u + decay * wide(parameters[i])) / (1 - rate * decay)
-        product = g * u
-        sums = [product, g * g, u * u]
-        if plan.parameter is not None:
-            sums += move_elementwise(plan.parameter, rates, i, product)
-        columns.append([row_sums(values, dim) for values in sums])
+        if plan.parameter is None:
+            columns.append([row_dots(g, u, dim), row_dots(g, g, dim), row_dots(u, u, dim)])
+        else:
+            product = g * u
+            sums = [product, g * g, u * u, *move_elementwise(plan.parameter, rates, i, product)]
+            columns.append([row_sums(values, dim) for values in sums])
     direction.advance(decayed, buffers, counts + 1)
     return torch.stack([torch.cat(column) for column in zip(*columns, strict=True)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Momentum(Direction):
             torch._foreach_copy_(buffers[GRADIENT], gradients)
 
     def recover(self, buffers: Buffers, counts: Tensor) -> list[Tensor]:
-        """U of the last advance."""
+        """The direction u of the last advance."""
         del counts
         if self.momentum == 0:
             return buffers[GRADIENT]
@@ -101,6 +101,8 @@ class HyperSGD(HyperOptimizer):
         >>> sorted(opt.rates()[0]["layer"])
         ['bias', 'weight']
     """
+
+    own_hyper_lr: ClassVar[dict[str, float]] = {"additive": 1e-3}
 
     def __init__(
         self,
