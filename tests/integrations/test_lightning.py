@@ -1,87 +1,24 @@
-"""The Lightning callbacks on digits: whose loss, whose rate, when, and after a restart."""
+"""The Lightning callbacks on digits: whose loss sets whose rate, and which rate is logged."""
 
 import csv
 import math
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tests.integrations.digits import Noting, digits, learned, network, note_rates
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from tests.integrations.digits import Noting, learned, note_rates
 
 import metastep as ms
 
 pytest.importorskip("lightning.pytorch", reason="Lightning is not installed: the extra [lightning]")
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+from tests.integrations.lightning_runs import ADVICE, Data, Digits, Manual, fit, sgd, weights
 
-from metastep.integrations.lightning import LearnedLRCallback, MetaLearnerCallback
-from metastep.optim import HyperAdamW, HyperSGD
+from metastep.integrations.lightning import LearnedLRCallback
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*training_step. returned .None.:UserWarning"),
-]
-
-sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-
-
-class Digits(pl.LightningModule):
-    """A perceptron; notes its losses, and the rates of its optimizer."""
-
-    def __init__(self, make=sgd):
-        super().__init__()
-        self.net, self.make = network(), make
-        self.losses, self.used = [], []
-
-    def configure_optimizers(self):
-        self.optimizer = self.make(self.parameters())
-        self.used = note_rates(self.optimizer)
-        return self.optimizer
-
-    def loss(self, batch):
-        return cross_entropy(self.net(batch[0]), batch[1])
-
-    def training_step(self, batch, index):
-        loss = self.loss(batch)
-        self.losses.append(loss.item())
-        return loss
-
-    def validation_step(self, batch, index):
-        self.log("valid", self.loss(batch))
-
-
-class Data(pl.LightningDataModule):
-    def __init__(self, batch_size=32):
-        super().__init__()
-        self.batch_size = batch_size
-
-    def train_dataloader(self):
-        return DataLoader(TensorDataset(*digits(192)), batch_size=self.batch_size)
-
-    def val_dataloader(self):
-        return DataLoader(TensorDataset(*digits(96, start=192)), batch_size=32)
-
-
-def fit(module, *callbacks, folder, data=None, ckpt_path=None, **options):
-    options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options}
-    trainer = pl.Trainer(
-        accelerator="cpu", callbacks=list(callbacks), default_root_dir=folder, num_sanity_val_steps=0,
-        enable_progress_bar=False, enable_model_summary=False, **options,
-    )  # fmt: skip
-    trainer.fit(module, data or Data(), ckpt_path=ckpt_path)
-    return trainer
-
-
-def weights(module):
-    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+pytestmark = ADVICE
 
 
 # ---- the loss
@@ -141,21 +78,21 @@ def test_a_training_step_that_returns_none_is_a_step_without_a_finite_loss(tmp_p
     assert callback.lr.non_finite_losses == 1
 
 
+def test_two_processes_use_the_mean_of_their_losses(tmp_path: Path) -> None:
+    class Saving(Digits):
+        def on_fit_end(self):
+            torch.save((self.losses, self.used, schedule.losses), tmp_path / f"{self.global_rank}.pt")
+
+    schedule = Noting()
+    fit(Saving(), LearnedLRCallback(schedule), folder=tmp_path, devices=2, strategy="ddp_fork", limit_val_batches=0)
+    found = [torch.load(tmp_path / f"{process}.pt") for process in (0, 1)]
+    means = [(a + b) / 2 for a, b in zip(found[0][0], found[1][0], strict=True)]
+    for _, used, seen in found:
+        assert seen == pytest.approx(means, rel=1e-6)
+        assert used == [1 / (1 + loss) * 0.1 for loss in seen]
+
+
 # ---- manual optimisation
-
-
-class Manual(Digits):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, index):
-        loss = super().training_step(batch, index)
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=0.5)
-        optimizer.step()
 
 
 def test_manual_optimisation_gives_the_rates_of_automatic_optimisation(tmp_path: Path) -> None:
@@ -217,111 +154,6 @@ def test_the_learning_rate_monitor_shows_the_rates_that_were_used(tmp_path: Path
     assert logged(tmp_path, "lr-SGD") == [(step, pytest.approx(rate)) for step, rate in enumerate(module.used)]
 
 
-# ---- checkpoints
-
-
-def resumed(tmp_path: Path, make, make_optimizer=sgd) -> tuple[pl.LightningModule, pl.LightningModule]:
-    """A run of two epochs, and another that begins with the checkpoint that Lightning saved after the first."""
-    undisturbed, after = Digits(make_optimizer), Digits(make_optimizer)
-    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=True)
-    options = {"max_epochs": 2, "gradient_clip_val": 1.0}
-    fit(undisturbed, *make(), saving, folder=tmp_path, enable_checkpointing=True, **options)
-    fit(after, *make(), folder=tmp_path, ckpt_path=tmp_path / "step=6.ckpt", **options)
-    return undisturbed, after
-
-
-def callbacks():
-    return {
-        "learned": lambda: [LearnedLRCallback(learned(), warmup_steps=9)],
-        "cosine": lambda: [LearnedLRCallback(ms.Cosine())],
-        "meta": lambda: [MetaLearnerCallback(learned(), Digits.loss, every=4, meta_lr=0.1)],
-    }
-
-
-@pytest.mark.parametrize("kind", callbacks())
-def test_a_run_resumed_from_lightnings_checkpoint_is_bit_exact(tmp_path: Path, kind: str) -> None:
-    undisturbed, after = resumed(tmp_path, callbacks()[kind])
-    assert len(undisturbed.used) == 12
-    assert after.used == undisturbed.used[6:]
-    assert len(set(after.used)) == 6
-    assert torch.equal(weights(after), weights(undisturbed))
-
-
-def test_fitting_again_starts_the_rate_anew_as_lightning_does_the_optimizer(tmp_path: Path) -> None:
-    module, callback = Digits(), LearnedLRCallback(ms.Cosine())
-    fit(module, callback, folder=tmp_path)
-    first = module.used
-    fit(module, callback, folder=tmp_path)
-    assert module.used == first
-
-
-# ---- learning the schedule
-
-
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
-@pytest.mark.parametrize("module_class", [Digits, Manual])
-def test_the_meta_learner_learns_on_the_datamodules_validation_batches(tmp_path: Path, precision, module_class) -> None:
-    module, schedule, seen = module_class(), learned(), []
-
-    def validation_loss(module, batch):
-        seen.append(batch[1].tolist())
-        return module.loss(batch)
-
-    callback = MetaLearnerCallback(schedule, validation_loss, every=1, meta_lr=0.01, num_classes=10)
-    options = {"precision": precision}
-    if precision == "16-mixed":
-        options = {"plugins": MixedPrecision(precision, "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12))}
-    fit(module, callback, folder=tmp_path, **options)
-    batches = [labels.tolist() for labels in digits(96, start=192)[1].split(32)]
-    assert seen == batches + batches
-    assert callback.learner.meta_updates == callback.lr.steps == len(module.used) == 6
-    assert callback.learner.skipped_updates == 0
-    assert not torch.equal(schedule.state_dict()["output.weight"], learned().state_dict()["output.weight"])
-
-
-def test_the_meta_learner_in_lightning_is_the_meta_learner_in_a_loop(tmp_path: Path) -> None:
-    module = Digits()
-    options = {"every": 2, "meta_lr": 0.01}
-    fit(module, MetaLearnerCallback(learned(), Digits.loss, num_classes=10, **options),
-        folder=tmp_path)  # fmt: skip
-    alone, data = Digits(), Data()
-    optimizer = alone.configure_optimizers()
-    lr, held_out = ms.LearnedLR(optimizer, learned(), num_classes=10), iter(data.val_dataloader())
-    learner = ms.MetaLearner(lr, lambda: alone.loss(next(held_out)), **options)
-    for batch in data.train_dataloader():
-        optimizer.zero_grad()
-        loss = alone.loss(batch)
-        loss.backward()
-        lr.observe(loss)
-        learner.step()
-    assert alone.used == module.used
-    assert torch.equal(weights(alone), weights(module))
-
-
-def test_a_skipped_step_teaches_nothing(tmp_path: Path) -> None:
-    class Overflowing(Digits):
-        def on_after_backward(self):
-            if len(self.losses) == 3:
-                self.net[0].weight.grad.fill_(math.inf)
-
-    module = Overflowing(partial(torch.optim.Adam, lr=0.01, fused=True))
-    callback = MetaLearnerCallback(learned(), Digits.loss, every=1, num_classes=10)
-    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12))
-    fit(module, callback, folder=tmp_path, plugins=precision)
-    assert callback.learner.meta_updates == callback.lr.steps == 5
-
-
-# ---- Hyper optimizers
-
-
-@pytest.mark.parametrize("make", [partial(HyperSGD, lr=0.1), partial(HyperAdamW, lr=1e-3)])
-def test_hypergradient_optimizers_run_and_resume_bit_exactly(tmp_path: Path, make) -> None:
-    undisturbed, after = resumed(tmp_path, list, make)
-    assert torch.equal(weights(after), weights(undisturbed))
-    rates, expected = (module.optimizer.rates()[0]["layer"]["0"] for module in (after, undisturbed))
-    assert rates == expected != make.keywords["lr"]
-
-
 # ---- what is refused
 
 
@@ -353,16 +185,11 @@ def test_two_callbacks_for_one_optimizer_are_refused(tmp_path: Path) -> None:
         fit(Digits(), LearnedLRCallback(ms.Cosine()), Second(ms.Cosine()), folder=tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
-def test_learning_without_validation_data_is_refused(tmp_path: Path) -> None:
-    class NoValidation(Data):
-        val_dataloader = pl.LightningDataModule.val_dataloader
-
-    callback = MetaLearnerCallback(learned(), Digits.loss, every=1)
-    with pytest.raises(ValueError, match=r"validation data must be there"):
-        fit(Digits(), callback, folder=tmp_path, data=NoValidation(), limit_val_batches=0)
-
-
 def test_asking_before_fit_says_what_to_wait_for() -> None:
     with pytest.raises(RuntimeError, match=r"before trainer.fit\(\)"):
         _ = LearnedLRCallback(ms.Cosine()).lr
+
+
+def test_a_trainer_of_the_other_package_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"import everything from lightning, nothing from pytorch_lightning"):
+        LearnedLRCallback(ms.Cosine()).setup(object(), Digits(), "fit")

@@ -15,6 +15,7 @@ from metastep.optim import HyperAdamW, HyperSGD
 
 pytest.importorskip("transformers", reason="Transformers is not installed: the extra [transformers]")
 pytest.importorskip("accelerate", reason="Accelerate is not installed: the extra [transformers]")
+import accelerate
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
@@ -107,6 +108,23 @@ def test_accumulation_gives_the_same_rates_as_the_large_batch(tmp_path: Path, ac
         run.train()
     assert len(whole.used) == len(parts.used) == 6
     assert parts.used == pytest.approx(whole.used, rel=1e-5)
+
+
+def half_a_batch_each(folder: Path) -> None:
+    schedule = Noting()
+    run = Run(folder, schedule, dropout=0, per_device_train_batch_size=4).train()
+    assert run.trainer.accelerator.num_processes == 2
+    torch.save((schedule.losses, run.used), folder / f"{run.trainer.accelerator.process_index}.pt")
+
+
+def test_two_processes_use_the_rates_of_one_process_on_the_joined_batch(tmp_path: Path) -> None:
+    accelerate.debug_launcher(half_a_batch_each, (tmp_path,), num_processes=2)
+    first, second = (torch.load(tmp_path / f"{process}.pt") for process in (0, 1))
+    schedule = Noting()
+    run = Run(tmp_path, schedule, dropout=0).train()
+    assert first == second
+    assert first[0] == pytest.approx(schedule.losses, rel=1e-6)
+    assert first[1] == pytest.approx(run.used, rel=1e-6)
 
 
 def test_evaluation_is_not_observed(tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ class LearnedLRCallback(Callback):
 
     Raises:
         ValueError: when ``fit`` begins, if the optimizer has a scheduler, does not exist, or its losses are unknown.
+
+    Example:
+        >>> from metastep.integrations.lightning import LearnedLRCallback
+        >>> callback = LearnedLRCallback(Cosine(), warmup_steps=100)
+        >>> trainer = Trainer(max_epochs=3, callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> callback.scheduler is None  # trainer.fit(module, datamodule) makes it, as the module makes its optimizer
+        True
     """
 
     def __init__(
@@ -182,6 +189,11 @@ class MetaLearnerCallback(LearnedLRCallback):
 
     Raises:
         ValueError: in the first meta-update, if there is no validation data.
+
+    Example:
+        >>> from metastep.integrations.lightning import MetaLearnerCallback
+        >>> callback = MetaLearnerCallback(MLRSNet(), lambda module, batch: module.loss(batch), every=100)
+        >>> trainer = Trainer(max_epochs=3, callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
     def __init__(

@@ -53,7 +53,8 @@ class LearnedLRTrainer(Trainer):
         ...     train_dataset=rows,
         ...     learned_lr=lambda optimizer, steps: LearnedLR(optimizer, Cosine(), total_steps=steps),
         ... )
-        >>> trainer.train().global_step
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
         2
     """
 
@@ -78,6 +79,7 @@ class LearnedLRTrainer(Trainer):
             num_training_steps: optimizer steps of the run.
             optimizer: default: the Trainer's.
         """
+        self._shares = []  # training begins, perhaps again after an error in the middle of a window
         if self.lr_scheduler is None and self._make_lr is not None:
             chosen: Any = self.optimizer if optimizer is None else optimizer
             while isinstance(chosen, AcceleratedOptimizer):
