@@ -1,16 +1,18 @@
 """How fast CIFAR-10 is decoded, and how many augmented images a second one core makes.
 
-    python benchmarks/data_speed.py [DATA_DIR]
+    python benchmarks/data_speed.py [--data DIR] [--json FILE]
 
 The rate is compared, in the same run, with a loop that crops, mirrors and normalises the same images one by one.
 """
 
+import argparse
 import os
-import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
+from measuring import write_record
 from torch.nn.functional import pad
 
 from metastep.tasks import load_task
@@ -27,7 +29,8 @@ def seconds(work) -> float:
     return time.perf_counter() - start
 
 
-def decode_and_reload(data_dir) -> None:
+def decode_and_reload(data_dir) -> dict[str, float]:
+    results = {}
     found = find_files(CIFAR10.title, CIFAR10.formats, data_dir)
     files = [*found.train, *found.test]
     size = sum(path.stat().st_size for path in files) / 1e6
@@ -35,12 +38,14 @@ def decode_and_reload(data_dir) -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["METASTEP_CACHE"] = cache
         for what in ("first load, decoding 60,000 images and writing the cache", "second load, from the cache"):
-            print(f"{what}: {seconds(lambda: load_task('cifar10/resnet8', data_dir=data_dir)):.2f} s")
+            results[what] = seconds(lambda: load_task("cifar10/resnet8", data_dir=data_dir))
+            print(f"{what}: {results[what]:.2f} s")
         # The arrays are mapped: keep them while the folder is there.
-        augmentation(load_task("cifar10/resnet8", data_dir=data_dir))
+        results.update(augmentation(load_task("cifar10/resnet8", data_dir=data_dir)))
+    return results
 
 
-def augmentation(task) -> None:
+def augmentation(task) -> dict[str, float]:
     torch.set_num_threads(1)
     stream = task.batches("train", batch_size=BATCH)
     steps = task.steps_per_epoch(BATCH)
@@ -55,6 +60,7 @@ def augmentation(task) -> None:
     print(f"augmented on one core, in batches of {BATCH}: {batched:,.0f} images/s")
     print(f"augmented on one core, image by image:    {one_by_one:,.0f} images/s")
     print(f"ratio: {batched / one_by_one:.1f}")
+    return {"images/s in batches": batched, "images/s one by one": one_by_one, "ratio": batched / one_by_one}
 
 
 def looped_rate(task, count=4096) -> float:
@@ -77,5 +83,14 @@ def looped_rate(task, count=4096) -> float:
     return count / seconds(loop)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder of the data; default: looked for")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="images are augmented on the CPU")
+    parser.add_argument("--json", type=Path, help="write a record to this file")
+    options = parser.parse_args()
+    write_record(options.json, "cpu", decode_and_reload(options.data))
+
+
 if __name__ == "__main__":
-    decode_and_reload(sys.argv[1] if len(sys.argv) > 1 else None)
+    main()

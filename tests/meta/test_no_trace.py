@@ -42,9 +42,9 @@ def test_a_real_lesson_changes_the_rate_of_the_same_step_and_its_displacement_al
         torch.testing.assert_close((p - s) / rate, (q - s) / expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_gradients_are_the_same_tensors_afterwards() -> None:
+def test_kept_gradients_are_the_same_tensors_afterwards() -> None:
     run, lr = attached(OPTIMIZERS["adam"])
-    learner = learning(run, lr, every=1)
+    learner = learning(run, lr, every=1, keep_gradients=True)
     lr.observe(run.backward(0))
     gradients = [p.grad for p in run.model.parameters()]
     values = [g.clone() for g in gradients]
@@ -171,7 +171,7 @@ def test_a_model_in_low_precision_learns() -> None:
     weight = nn.Parameter(torch.randn(20).bfloat16())
     optimizer = torch.optim.SGD([weight], lr=0.1)
     lr = ms.LearnedLR(optimizer, net().float(), initial_loss=0.5, num_classes=3)
-    learner = ms.MetaLearner(lr, lambda: (weight - 1).square().mean(), every=1, meta_lr=0.1)
+    learner = ms.MetaLearner(lr, lambda: (weight - 1).square().mean(), every=1, meta_lr=0.1, keep_gradients=True)
     loss = weight.square().mean()
     loss.backward()
     start = weight.detach().clone()

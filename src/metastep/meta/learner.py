@@ -45,8 +45,9 @@ class MetaLearner:
             of the parameters); False is exact (one Hessian-vector product a step more), for torch optimizers with
             ``differentiable``, and wants :meth:`step` to be given a closure.
         max_grad_norm: clip the meta-gradient to this norm; None does not.
-        keep_gradients: False lets the training gradients go before the validation pass of ``horizon=1``: ``grad`` is
-            None after a meta-update, and the peak of memory is lower by a copy of the parameters.
+        keep_gradients: True gives the training gradients back after a meta-update of ``horizon=1``, at the price of
+            another copy of the parameters at the peak of memory; by default ``grad`` is None after one, as
+            ``zero_grad()`` leaves it.
 
     ``last_meta_loss`` is the latest validation loss (None before), ``meta_updates`` counts updates.
 
@@ -85,7 +86,7 @@ class MetaLearner:
         horizon: int = 1,
         first_order: bool = False,
         max_grad_norm: float | None = None,
-        keep_gradients: bool = True,
+        keep_gradients: bool = False,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be >= 1, got {every}; 1 learns in every step.")

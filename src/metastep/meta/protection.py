@@ -60,9 +60,10 @@ def protected_rng(tensors: Iterable[Tensor]) -> Iterator[None]:
 def set_aside_gradients(parameters: Iterable[nn.Parameter], *, keep: bool = True) -> Iterator[None]:
     """Within, ``grad`` of the parameters is free to use and nobody else's hook sees it; afterwards all is as it was.
 
-    With ``keep=False`` the gradients are let go at once and are None afterwards.
+    With ``keep=False`` the gradients are let go at once and are None afterwards, except those left over on parameters
+    that require none: nothing would bring them back.
     """
-    kept = [(p, p.grad if keep else None, p._post_accumulate_grad_hooks) for p in parameters]
+    kept = [(p, p.grad if keep or not p.requires_grad else None, p._post_accumulate_grad_hooks) for p in parameters]
     for parameter, _, hooks in kept:
         parameter.grad = None
         if hooks is not None:
