@@ -189,7 +189,7 @@ def test_without_a_compiler_the_multi_tensor_passes_run(monkeypatch, tmp_path):
 def test_a_small_group_is_not_worth_a_kernel_unless_asked(monkeypatch):
     chosen = []
     real = engines_module.choose_engine
-    monkeypatch.setattr("metastep.optim.base.choose_engine", lambda work: chosen.append(real(work)) or chosen[-1])
+    monkeypatch.setattr("metastep.optim.gather.choose_engine", lambda work: chosen.append(real(work)) or chosen[-1])
     for compiled, size in ((None, 10), (None, 400), (False, 400), (True, 10)):
         weight = torch.nn.Parameter(torch.ones(size, 300))
         weight.grad = torch.ones(size, 300)

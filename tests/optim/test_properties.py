@@ -16,7 +16,7 @@ rules = st.sampled_from(["exponentiated", "cosine", "additive", "log", "driven"]
 level_sets = st.sets(st.sampled_from(ALL), min_size=1)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     name=names,
     rule=rules,

@@ -15,6 +15,8 @@ from metastep.core.rates import bounded, cosine, deviation_of, increment, rate_o
 from metastep.optim.options import Group, hyper_rates
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from metastep.optim.group_rates import GroupRates
 
 COSINE_RULES = ("exponentiated", "cosine")
@@ -63,6 +65,16 @@ def share_global(parts: list[GlobalSums]) -> list[GlobalSums]:
     assert isinstance(sums, Tensor)
     assert isinstance(elements, Tensor)
     return [GlobalSums(sums.to(p.sums.device), elements.to(p.sums.device), p.ratio, parts[0].hyper_lr) for p in parts]
+
+
+def share_rate(source: GroupRates, groups: Iterable[GroupRates | None]) -> None:
+    """Under scope="all" every group holds the global rate of the source, in the ratio of the initial rates."""
+    for rates in groups:
+        if rates is not None and rates is not source and "global" in rates.deviations:
+            ratio = rates.bounds.initial / (source.bounds.initial or 1.0) if rates.rule == "additive" else 1.0
+            low, high = rates.bounds.deviations(rates.rule)
+            shared = source.deviations["global"].to(rates.weights.device, rates.dtype) * ratio
+            rates.deviations["global"].copy_(shared.clamp(low, high))
 
 
 def adapt(group: Group, rates: GroupRates, rows: Tensor, whole: GlobalSums, fresh: Tensor | None) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from metastep.optim import checkpoint, readout
-from metastep.optim.adapt import GlobalSums, adapt, global_sums, scaled_rows, share_global
+from metastep.optim.adapt import GlobalSums, adapt, global_sums, scaled_rows, share_global, share_rate
 from metastep.optim.driver import RateDriver
-from metastep.optim.engines import choose_engine
-from metastep.optim.group_rates import GroupRates, State, real_view
-from metastep.optim.namesake import start_buffer
+from metastep.optim.gather import gather, start_state
+from metastep.optim.group_rates import GroupRates, State
 from metastep.optim.options import (
     DEFAULT_HYPER_LR,
     DRIVEN,
@@ -27,8 +26,6 @@ from metastep.optim.options import (
     number,
     with_defaults,
 )
-from metastep.optim.phases import ParameterRule, Plan
-from metastep.optim.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
 
     from metastep.optim.direction import Direction
+    from metastep.optim.work import Work
 
 
 UNKNOWN = -1  # the step count is derived from the state at the next step
@@ -186,7 +184,7 @@ class HyperOptimizer(Optimizer):
         """First pass over one group: its sums, and its buffers advanced."""
         direction = self.direction(group)
         rates = self._group_rates(position, group, parameters, direction)
-        work = self._gather(position, rates, direction, parameters)
+        work = gather(position, group, rates, direction, parameters, self.state, self._clock)
         if any(rates.last_updates[i] for i in work.active):
             rows = work.engine.measure(work)
             if work.active_mask is not None:
@@ -220,7 +218,7 @@ class HyperOptimizer(Optimizer):
             else:
                 adapt(work.group, work.rates, work.rows, whole, work.fresh)
         if shared and "global" in moving[0].rates.deviations:
-            self._share_global(moving[0].rates)
+            share_rate(moving[0].rates, self._packed)
 
     def _drive(self, work: Work, rows: Tensor, whole: GlobalSums) -> None:
         """Let the optimizer of the rates move them; it is made at its first use."""
@@ -252,51 +250,6 @@ class HyperOptimizer(Optimizer):
             rates.last_updates[i] = self._clock + 1
             self.state[rates.members[i]]["last_update"] = self._clock + 1
 
-    def _gather(self, position: int, rates: GroupRates, direction: Direction, parameters: list[Tensor]) -> Work:
-        """Collect the tensors of a group that take part in this step."""
-        group = self.param_groups[position]
-        places = {id(p): i for i, p in enumerate(rates.members)}
-        active = [places[id(p)] for p in parameters]
-        everyone = len(active) == len(rates.members)
-        mask = None if everyone else rates.mask(active)
-        stale = [i for i, last in enumerate(rates.last_updates) if last != self._clock or last == 0]
-        fresh = None
-        if stale or not everyone:
-            kept = set(active).difference(stale)
-            fresh = rates.mask(sorted(kept))[rates.layout.tensor_of_row]
-        betas = hyper_rates(group)
-        elementwise = None
-        if "parameter" in group["levels"]:
-            pulls = (group["pull"] or {}).get("parameter", {})
-            elementwise = ParameterRule(
-                rule=group["rule"],
-                hyper_lr=betas["parameter"],
-                bounds=rates.bounds,
-                pull_form=group["pull_form"],
-                pulls=tuple(pulls.items()),
-            )
-        plan = Plan(
-            unit_dims=tuple(rates.layout.unit_dims[i] for i in active),
-            regularized=group["hyper_objective"] == "regularized",
-            include_decay=group["include_decay"] and direction.decoupled_decay != 0,
-            parameter=elementwise,
-        )
-        work = Work(
-            position=position,
-            group=group,
-            rates=rates,
-            direction=direction,
-            plan=plan,
-            active=active,
-            parameters=[real_view(p) for p in parameters],
-            gradients=[real_view(cast("Tensor", p.grad)) for p in parameters],
-            buffers={key: [real_view(self.state[p][key]) for p in parameters] for key in direction.buffers},
-            active_mask=mask,
-            fresh=fresh,
-        )
-        work.engine = choose_engine(work)
-        return work
-
     def _group_rates(self, position: int, group: Group, parameters: list[Tensor], direction: Direction) -> GroupRates:
         """The packed rates of a group, made anew when a member joined, state was replaced or settings changed."""
         if group["initial_rate"] == 0.0 and float(group["lr"]) > 0.0:
@@ -308,29 +261,10 @@ class HyperOptimizer(Optimizer):
         if complete and packed is not None and packed.serves(group, members, states):
             return packed
         for p, state in zip(members, states, strict=True):
-            self._start(p, state, direction)
+            start_state(p, state, direction)
         rates = GroupRates(group, members, states)
         self._packed[position] = rates
         return rates
-
-    def _start(self, parameter: Tensor, state: State, direction: Direction) -> None:
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            raise ValueError(
-                f"gradients must be dense while rates adapt, got a sparse one of shape {tuple(parameter.shape)}; "
-                "use sparse=False in the embedding, or hyper_lr=0."
-            )
-        for key in direction.buffers:
-            if state.get(key) is None:
-                state[key] = start_buffer(parameter, direction.start(key))
-
-    def _share_global(self, source: GroupRates) -> None:
-        """Under scope="all" every group holds the rate of the source, in the ratio of the initial rates."""
-        for rates in self._packed:
-            if rates is not None and rates is not source and "global" in rates.deviations:
-                ratio = rates.bounds.initial / (source.bounds.initial or 1.0) if rates.rule == "additive" else 1.0
-                low, high = rates.bounds.deviations(rates.rule)
-                shared = source.deviations["global"].to(rates.weights.device, rates.dtype) * ratio
-                rates.deviations["global"].copy_(shared.clamp(low, high))
 
     def _forget(self) -> None:
         """Drop what is derived from `state`; the next step derives it again."""

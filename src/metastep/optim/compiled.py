@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metastep.optim import phases
-from metastep.optim.engines import Foreach, applied
+from metastep.optim.foreach import Foreach, applied
 
 if TYPE_CHECKING:
     from metastep.optim.direction import Buffers, Direction

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from metastep.optim import build
-from metastep.optim.adam import FIRST, LARGEST, SECOND, AdamDirection
-from metastep.optim.sgd import BUFFER, GRADIENT, Momentum
+from metastep.optim.moments import FIRST, LARGEST, SECOND, AdamDirection
+from metastep.optim.momentum import BUFFER, GRADIENT, Momentum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

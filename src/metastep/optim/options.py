@@ -23,7 +23,7 @@ LAYERS = ("tensor", "module")
 OBJECTIVES = ("regularized", "data")
 
 DEFAULT_WEIGHTS = {"global": 0.4, "layer": 0.4, "unit": 0.2, "parameter": 0.2}
-DEFAULT_HYPER_LR = {"exponentiated": 0.1, "cosine": 0.1, "additive": 1e-8, "log": 0.02}
+DEFAULT_HYPER_LR = {"exponentiated": 0.3, "cosine": 0.3, "additive": 1e-8, "log": 0.02}
 BOUND_FACTOR = 1e4
 
 

@@ -1,0 +1,39 @@
+"""The optimizers of the conformance suite: ours in their main variants, and torch's as control."""
+
+import io
+
+import pytest
+import torch
+
+import metastep.optim as ours
+
+ALL = ("global", "layer", "unit", "parameter")
+OPTIMIZERS = {
+    "HyperSGD": (ours.HyperSGD, {"momentum": 0.9, "levels": ("global", "layer", "unit")}),
+    "HyperSGD-plain": (ours.HyperSGD, {"levels": ALL}),
+    "HyperSGD-nesterov": (ours.HyperSGD, {"momentum": 0.9, "nesterov": True}),
+    "HyperSGD-pull": (ours.HyperSGD, {"momentum": 0.9, "pull": {("layer", "global"): 0.2}}),
+    "HyperSGD-frozen": (ours.HyperSGD, {"momentum": 0.9, "hyper_lr": 0.0, "weight_lr": 0.0}),
+    "HyperAdam": (ours.HyperAdam, {"amsgrad": True, "levels": ALL}),
+    "HyperAdam-additive": (ours.HyperAdam, {"rule": "additive", "scope": "all"}),
+    "HyperAdamW": (ours.HyperAdamW, {"include_decay": True}),
+    "HyperRMSprop": (ours.HyperRMSprop, {"centered": True, "levels": ("layer", "parameter")}),
+    "HyperAdagrad": (ours.HyperAdagrad, {"rule": "log"}),
+    "torch.SGD": (torch.optim.SGD, {"momentum": 0.9}),
+    "torch.AdamW": (torch.optim.AdamW, {"amsgrad": True}),
+}
+MINE = [name for name in OPTIMIZERS if not name.startswith("torch")]
+every = pytest.mark.parametrize("name", OPTIMIZERS)
+mine = pytest.mark.parametrize("name", MINE)
+
+
+def make(name, parameters, lr=0.02, **extra):
+    cls, arguments = OPTIMIZERS[name]
+    return cls(parameters, lr=lr, **arguments, **extra)
+
+
+def saved(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
