@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import write_record
 from torch.nn.functional import pad
 
+from measuring import write_record
 from metastep.tasks import load_task
 from metastep.tasks.sources import find_files
 from metastep.tasks.vision import CIFAR10

@@ -22,10 +22,10 @@ RIVALS = (
 COMMANDS = {
     "1. Learn a schedule on a small convolutional network": f"meta-train digits/convnet --threads 1 --out {OUT}/learned",
     "2. What was learned": f"inspect {LEARNED}",
-    "3. Carry it to another network": f"compare digits/mlp {BASE} {RIVALS} --out {OUT}/other-network "
-    "--title 'Carried from a convnet to a perceptron'",
-    "4. Carry it to a run twice as long": f"compare digits/convnet {BASE} {RIVALS} --steps 1600 --out {OUT}/twice-as-long "
-    "--title 'Carried to a run twice as long'",
+    "3. Carry it to another network": f"compare digits/mlp {BASE} {RIVALS} "
+    f"--out {OUT}/other-network --title 'Carried from a convnet to a perceptron'",
+    "4. Carry it to a run twice as long": f"compare digits/convnet {BASE} {RIVALS} --steps 1600 "
+    f"--out {OUT}/twice-as-long --title 'Carried to a run twice as long'",
 }
 
 

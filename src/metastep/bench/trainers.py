@@ -83,7 +83,9 @@ def _schedule(config: RunConfig, task: Task, file: Path | None) -> tuple[Schedul
         return load_schedule(file), False
     schedule, learns = make_schedule(config.schedule, config.total_steps, text=task.text)
     if learns and config.meta is not None:
-        schedule = MLRSNet(config.meta.hidden_size, config.meta.num_layers, scale=schedule.scale)
+        hidden, layers = config.meta.hidden_size, config.meta.num_layers
+        # the published text variant has no bottleneck
+        schedule = MLRSNet(hidden, layers, bottleneck=hidden if task.text else None, scale=schedule.scale)
     return schedule, learns
 
 

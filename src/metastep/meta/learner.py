@@ -45,9 +45,8 @@ class MetaLearner:
             of the parameters); False is exact (one Hessian-vector product a step more), for torch optimizers with
             ``differentiable``, and wants :meth:`step` to be given a closure.
         max_grad_norm: clip the meta-gradient to this norm; None does not.
-        keep_gradients: True gives the training gradients back after a meta-update of ``horizon=1``, at the price of
-            another copy of the parameters at the peak of memory; by default ``grad`` is None after one, as
-            ``zero_grad()`` leaves it.
+        keep_gradients: True gives the training gradients back after a meta-update of ``horizon=1``, for another copy of
+            the parameters at the peak of memory; by default ``grad`` is None after one, as after ``zero_grad()``.
 
     ``last_meta_loss`` is the latest validation loss (None before), ``meta_updates`` counts updates.
 
@@ -139,6 +138,7 @@ class MetaLearner:
                 clipping before this call is fine; ``scaler.update()`` stays with the loop.
         """
         self._calls += 1
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
         if self.horizon > 1:
             self._step_in_window(closure, meta, scaler)
             return

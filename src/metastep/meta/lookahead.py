@@ -66,6 +66,8 @@ def validation_slopes(
         stack.enter_context(set_aside_gradients(parameters, keep=keep_gradients))
         stack.enter_context(protected_rng(parameters))
         stack.enter_context(protected_buffers())
+        # a compiled model would be traced again with the hook that protects its buffers
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         with torch.enable_grad():
             loss = validation_loss()
             check_validation_loss(loss)

@@ -1,5 +1,6 @@
 """Leave no trace: buffers, random-number streams and gradients as they were before a look-ahead."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -32,7 +33,10 @@ def protected_buffers() -> Iterator[None]:
 
     handle = register_module_forward_pre_hook(save)
     try:
-        yield
+        with warnings.catch_warnings():
+            # that a compiled module calls the hook twice does no harm: it copies once
+            warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+            yield
     finally:
         handle.remove()
         with torch.no_grad():

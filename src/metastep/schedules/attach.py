@@ -80,8 +80,9 @@ class LearnedLR:
         max_lr: float = math.inf,
         measure_loss: Callable[[], float | Tensor] | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            found = type(optimizer).__name__
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer (of a wrapper, the one inside), got {found}.")
         if not isinstance(schedule, Schedule):
             raise TypeError(
                 f"schedule must be a metastep Schedule, got {type(schedule).__name__}; "
