@@ -1,11 +1,11 @@
-"""How much the initial rate matters: hypergradient optimizers and their bases from rates 10 times too small and too large.
+"""How much the initial rate matters: optimizers and their bases from rates 10 times too small and too large.
 
     python benchmarks/hyper_sweep.py --json results/hyper-sweep.json [--tasks digits/mlp ...] [--kappas 0.02 ...]
 
-For every task and base optimizer the base is tuned first: of `RATES` the one with the smallest loss on outer_valid at
+For every task and base optimizer the base is tuned first: of its rates the one with the smallest loss on outer_valid at
 seed 0 is "well tuned". Then base and hypergradient optimizer start from 0.1, 1 and 10 times that rate, at every
-hyper-rate, over three seeds. No schedule, constant batch size, the task's own network; the loss is read on outer_valid at
-the end, the test split is not read at all. One record per run, with seeds and versions.
+hyper-rate, over three seeds. No schedule, constant batch size, the task's own network; the loss is read on outer_valid
+at the end, the test split is not read at all. One record per run, with its seed.
 """
 
 import argparse
