@@ -20,7 +20,7 @@ RIVALS = (
     "--lrs 0.1,0.3,1 --seeds 3 --workers 2"
 )
 COMMANDS = {
-    "1. Learn a schedule on a small convolutional network": f"meta-train digits/convnet --threads 1 --out {OUT}/learned",
+    "1. Learn a schedule on a small convnet": f"meta-train digits/convnet --threads 1 --out {OUT}/learned",
     "2. What was learned": f"inspect {LEARNED}",
     "3. Carry it to another network": f"compare digits/mlp {BASE} {RIVALS} "
     f"--out {OUT}/other-network --title 'Carried from a convnet to a perceptron'",

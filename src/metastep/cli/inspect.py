@@ -46,7 +46,7 @@ def inspect(
         "flat": [start / 2] * steps,
     }
     rates = {name: _rates(schedule, values, num_classes, start) for name, values in losses.items()}
-    reaction = _reaction(rates)
+    settled = _settled(schedule, num_classes)
     facts = {
         "class": type(schedule).__name__,
         "weights": sum(weight.numel() for weight in schedule.parameters()),
@@ -54,14 +54,15 @@ def inspect(
         "config": schedule.config(),
     }
     if json:
-        o.print_json({**facts, "rates": rates, "reaction": reaction})
+        o.print_json({**facts, "rates": rates, "settled": settled})
         return
     show(_facts_table(file, facts))
     show(_rates_table(rates))
-    say(
-        f"The rate for a falling and for a rising loss differ by {reaction:.1%} of their mean (largest over the run, "
-        "same step, scale fixed)."
-    )
+    for phase in settled:
+        say(
+            f"Fed any constant loss from 0 to {start:.2f}, snapshot {phase['snapshot']} settles between "
+            f"{phase['lowest']:.4f} and {phase['highest']:.4f}: it reacts by {phase['reaction']:.1%}."
+        )
     from metastep.report import rate_plot
 
     target = plot or Path(f"{file.stem}-rates.png")
@@ -79,10 +80,21 @@ def _rates(schedule: Schedule, losses: Sequence[float], num_classes: int, initia
     return rates
 
 
-def _reaction(rates: dict[str, list[float]]) -> float:
-    """Largest relative difference between the answers to a falling and to a rising loss at the same step."""
-    pairs = zip(rates["falling"], rates["rising"], strict=True)
-    return max((2 * abs(a - b) / (a + b) for a, b in pairs if a + b > 0), default=0.0)
+def _settled(schedule: Schedule, num_classes: int, losses: int = 12) -> list[dict[str, float]]:
+    """Between which outputs each snapshot of a learned schedule settles, over constant losses from 0 to ln C."""
+    from metastep.schedules.phased import Phased, settled_output
+
+    if schedule.relative:
+        return []
+    snapshots: list[Any] = list(schedule.schedules) if isinstance(schedule, Phased) else [schedule]
+    grid = [math.log(num_classes) * place / (losses - 1) for place in range(losses)]
+    found = []
+    for number, snapshot in enumerate(snapshots, start=1):
+        outputs = [settled_output(snapshot, float(schedule.scale.normalize(x, num_classes))) for x in grid]
+        low, high = min(outputs), max(outputs)
+        reaction = (high - low) / (sum(outputs) / losses)
+        found.append({"snapshot": number, "lowest": low, "highest": high, "reaction": reaction})
+    return found
 
 
 def _facts_table(file: Path, facts: dict[str, Any]) -> Table:

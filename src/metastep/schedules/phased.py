@@ -1,5 +1,6 @@
 """Several schedules for consecutive parts of one run, and the staircase that they have to beat."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -151,14 +152,8 @@ class Phased(Schedule):
 
     def staircase(self, loss: float = 1.0, queries: int = 200) -> "Phased":
         """The control: each snapshot replaced by the output at which it settles when fed a constant loss."""
-        heights = []
-        for schedule in self.schedules:
-            assert isinstance(schedule, Schedule)
-            state = schedule.init_state()
-            for _ in range(queries):
-                alpha, state = schedule.query(loss, state)
-            heights.append(FixedOutput(alpha, self.scale))
-        return Phased(heights, boundaries=self.boundaries)
+        heights = [settled_output(self._member(phase), loss, queries) for phase in range(len(self.schedules))]
+        return Phased([FixedOutput(height, self.scale) for height in heights], boundaries=self.boundaries)
 
     def _member(self, phase: int) -> Schedule:
         schedule = self.schedules[phase]
@@ -177,3 +172,11 @@ class Phased(Schedule):
         snapshots = [self._member(phase) for phase in range(len(self.schedules))]
         members = [{"class": type(snapshot).__name__, "config": snapshot.config()} for snapshot in snapshots]
         return {"schedules": members, "boundaries": None if self.boundaries is None else list(self.boundaries)}
+
+
+def settled_output(schedule: Schedule, loss: float, queries: int = 200) -> float:
+    """The output of a schedule after so many queries with one and the same loss, from its initial state."""
+    state, alpha = schedule.init_state(), math.nan
+    for _ in range(queries):
+        alpha, state = schedule.query(loss, state)
+    return alpha
