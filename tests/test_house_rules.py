@@ -97,9 +97,7 @@ def test_every_public_name_is_documented() -> None:
 
 
 # Written in parts, so that this file keeps its own rule.
-@pytest.mark.parametrize(
-    "path", ["home/ann/x", "root/x.py", "tmp/x", "srv/x", "mnt/a", "work/main", "opt/b-c"]
-)
+@pytest.mark.parametrize("path", ["home/ann/x", "root/x.py", "tmp/x", "srv/x", "mnt/a", "work/main", "opt/b-c"])
 @pytest.mark.parametrize("line", ["{}", "open('{}')", "--out={} # here", "see {}.", "[a]: {}"])
 def test_a_machine_path_is_found(line: str, path: str, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("fine\n" + line.format("/" + path))
@@ -152,7 +150,5 @@ def test_a_public_name_without_a_docstring_is_found() -> None:
 
     module = types.ModuleType("made_up")
     bad = {"Heir": Heir, "LIMIT": 3, "MadeUp": make_dataclass("MadeUp", ["x"]), "silent": lambda: None}
-    vars(module).update(
-        bad, Documented=Documented, __version__="1", __all__=["__version__", "Documented", *bad]
-    )
+    vars(module).update(bad, Documented=Documented, __version__="1", __all__=["__version__", "Documented", *bad])
     assert undocumented(module) == sorted(bad)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +14,7 @@ from metastep.report import palette
 from metastep.report.curves import band, curve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT, _DPI = 8.3, 3.9, 200  # inches; 1660 pixels, twice the width of a README
 _INK, _MUTED, _RULE = "#191d23", "#5a636e", "#e2e5ea"
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib types its keys as one long Literal
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 9.5,
@@ -52,17 +51,9 @@ _STYLE = {
 _LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context():
-        for name, value in _STYLE.items():
-            mpl.rcParams[name] = value
-        yield
-
-
 def comparison(series: Sequence[Series], panels: Sequence[tuple[str, str, str]]) -> bytes:
     """Draw one panel per (quantity, title, scale) side by side, with one legend, and return the PNG."""
-    with _style():
+    with mpl.rc_context(_STYLE):
         figure = _figure()
         grid = figure.subplots(1, len(panels), squeeze=False)
         for axes, (quantity, title, scale) in zip(grid[0], panels, strict=True):
@@ -72,12 +63,10 @@ def comparison(series: Sequence[Series], panels: Sequence[tuple[str, str, str]])
         return _png(figure)
 
 
-def rates(
-    curves: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]], title: str
-) -> bytes:
+def rates(curves: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]], title: str) -> bytes:
     """Draw rates over queries, those of the reference dashed and underneath, and return the PNG."""
     slots = {name: slot for slot, name in enumerate(dict.fromkeys((*curves, *reference)))}
-    with _style():
+    with mpl.rc_context(_STYLE):
         figure = _figure()
         axes = figure.add_subplot()
         for name, values in reference.items():
@@ -111,9 +100,7 @@ def rates(
 def _panel(axes: Axes, series: Sequence[Series], quantity: str, scale: str) -> None:
     bands = [band([curve(run, quantity, "step") for run in one.finished]) for one in series]
     bottom, top = _ends(bands, log=scale == "log")
-    drawn = sorted(
-        zip(series, bands, strict=True), key=lambda pair: pair[0].learned
-    )  # the learned one on top
+    drawn = sorted(zip(series, bands, strict=True), key=lambda pair: pair[0].learned)  # the learned one on top
     for one, whole in drawn:
         _draw(axes, one, whole)
         for run in one.diverged:
@@ -140,9 +127,7 @@ def _draw(axes: Axes, series: Series, whole: Band | None) -> None:
             line[0].set_marker("o")
 
 
-def _draw_diverged(
-    axes: Axes, series: Series, x: Vector, y: Vector, bottom: float | None, top: float | None
-) -> None:
+def _draw_diverged(axes: Axes, series: Series, x: Vector, y: Vector, bottom: float | None, top: float | None) -> None:
     colour = palette.colour(series.slot)
     axes.plot(x, y, color=colour, linestyle=":", linewidth=1.2)
     known = np.flatnonzero(np.isfinite(y))
@@ -153,9 +138,7 @@ def _draw_diverged(
 
 def _ends(bands: Sequence[Band | None], *, log: bool) -> tuple[float | None, float | None]:
     """Return the y range of the finished runs, so that a run that blew up does not flatten the others."""
-    reached = np.concatenate(
-        [np.concatenate([whole.low, whole.high]) for whole in bands if whole] or [np.empty(0)]
-    )
+    reached = np.concatenate([np.concatenate([whole.low, whole.high]) for whole in bands if whole] or [np.empty(0)])
     reached = reached[np.isfinite(reached) & ((reached > 0) | (not log))]
     if not len(reached):
         return None, None

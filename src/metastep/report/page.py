@@ -116,8 +116,7 @@ def _series(series: Series) -> dict[str, Any]:
         "runs": len(series.finished),
         "bands": {
             quantity: {
-                clock: _band(band([curve(run, quantity, clock) for run in series.finished]))
-                for clock in _CLOCKS
+                clock: _band(band([curve(run, quantity, clock) for run in series.finished])) for clock in _CLOCKS
             }
             for quantity in quantities
         },
@@ -153,9 +152,7 @@ def _layers(series: Sequence[Series]) -> list[dict[str, Any]]:
             continue
         step = np.asarray(layers["step"], dtype=np.float64)
         clock = run["train"]
-        seconds = (
-            np.interp(step, clock["step"], clock["seconds"]) if clock["step"] else np.full_like(step, np.nan)
-        )
+        seconds = np.interp(step, clock["step"], clock["seconds"]) if clock["step"] else np.full_like(step, np.nan)
         shown.append(
             {
                 "label": one.label,

@@ -68,9 +68,7 @@ def rate_plot(
         ModuleNotFoundError: matplotlib is not installed.
     """
     if not curves or not all(curves.values()):
-        raise ValueError(
-            "curves must hold at least one sequence of rates and none empty; query the schedule first."
-        )
+        raise ValueError("curves must hold at least one sequence of rates and none empty; query the schedule first.")
     write_atomically(path, _drawing().rates(curves, reference or {}, title))
     return path
 

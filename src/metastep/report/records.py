@@ -136,13 +136,9 @@ def read_records(path: Path) -> list[Record]:
             content = json.loads(line, parse_constant=_refuse_constant)
         except ValueError as error:
             if number == len(lines):  # no newline after it: the writer was stopped in the middle
-                warnings.warn(
-                    f"{where} is cut off and was skipped; that run has to be repeated.", stacklevel=2
-                )
+                warnings.warn(f"{where} is cut off and was skipped; that run has to be repeated.", stacklevel=2)
                 continue
-            raise ValueError(
-                f"{where} must be one JSON object, got {error}; remove or repeat that run."
-            ) from error
+            raise ValueError(f"{where} must be one JSON object, got {error}; remove or repeat that run.") from error
         record = check_record(content, where)
         key = (record["label"], record["seed"])
         if key in seen:
@@ -173,9 +169,7 @@ def check_record(content: object, where: str) -> Record:
         raise ValueError(f"{where}: a record must be a JSON object, got {type(content).__name__}.")
     schema = content.get("schema")
     if schema != SCHEMA:
-        raise ValueError(
-            f"{where}: schema must be {SCHEMA}, got {schema!r}; read it with the metastep that wrote it."
-        )
+        raise ValueError(f"{where}: schema must be {SCHEMA}, got {schema!r}; read it with the metastep that wrote it.")
     for name, types in _FIELDS.items():
         value = _get(content, name, where)
         if not isinstance(value, types) or isinstance(value, bool):
@@ -217,9 +211,7 @@ def _check_layers(layers: object, where: str) -> None:
     steps = _get_list(layers, "step", where)
     names, rates = _get(layers, "names", where), _get(layers, "rates", where)
     if not isinstance(names, list) or not isinstance(rates, list) or len(rates) != len(names):
-        raise ValueError(
-            f"{where} must hold one list of rates per name, got other numbers of names and rates."
-        )
+        raise ValueError(f"{where} must hold one list of rates per name, got other numbers of names and rates.")
     for name, values in zip(names, rates, strict=True):
         if len(_get_list({"rates": values}, "rates", where)) != len(steps):
             raise ValueError(f"{where}.rates of {name!r} must have {len(steps)} entries as step has.")
@@ -227,9 +219,7 @@ def _check_layers(layers: object, where: str) -> None:
 
 def _get(content: dict[str, Any], name: str, where: str) -> Any:
     if name not in content:
-        raise ValueError(
-            f"{where}: {name} must be there, got only {', '.join(sorted(content)) or 'nothing'}."
-        )
+        raise ValueError(f"{where}: {name} must be there, got only {', '.join(sorted(content)) or 'nothing'}.")
     return content[name]
 
 

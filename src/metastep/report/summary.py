@@ -35,9 +35,7 @@ class Spread:
         numbers = [value for value in values if value is not None and math.isfinite(value)]
         if not numbers:
             return None
-        return cls(
-            mean=math.fsum(numbers) / len(numbers), low=min(numbers), high=max(numbers), n=len(numbers)
-        )
+        return cls(mean=math.fsum(numbers) / len(numbers), low=min(numbers), high=max(numbers), n=len(numbers))
 
     @property
     def half_range(self) -> float:

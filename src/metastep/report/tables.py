@@ -17,15 +17,14 @@ if TYPE_CHECKING:
     from metastep.report.records import Record
     from metastep.report.summary import Spread, SummaryRow
 
-_STRIP_WIDTH, _STRIP_HEIGHT, _DOT = 132, 20, 4.5
+_STRIP_WIDTH, _STRIP_HEIGHT, _DOT = 108, 20, 4.5
 _COLUMNS = (
     "Schedule",
     "Test loss",
     "Each seed",
     "{Metric}",
     "Best valid. loss",
-    "Peak rate",
-    "Final rate",
+    "Peak → final rate",
     "Seconds",
 )
 
@@ -58,7 +57,7 @@ def _result(row: SummaryRow, slot: int, low: float, high: float) -> str:
         f"{_cell(row.test_loss)}"
         f"<td>{_strip(row, slot, low, high)}</td>"
         f"{_cell(row.test_metric, percent=percent)}{_cell(row.best_valid_loss)}"
-        f"{_cell(row.peak_rate)}{_cell(row.final_rate)}{_cell(row.train_seconds, digits=3)}"
+        f"{_rates(row.peak_rate, row.final_rate)}{_cell(row.train_seconds, digits=3)}"
         f'<td data-value="{row.finished}">{runs}{diverged}</td></tr>'
     )
 
@@ -71,8 +70,20 @@ def _cell(spread: Spread | None, *, percent: bool = False, digits: int = 4) -> s
     else:
         mean, around, unit = short(spread.mean, digits), short(spread.half_range, 2), ""
     around = "" if spread.n == 1 or not spread.half_range else f' <span class="around">± {around}</span>'
-    title = f"{short(spread.low)} to {short(spread.high)}, {spread.n} {'run' if spread.n == 1 else 'runs'}"
-    return f'<td data-value="{spread.mean!r}" title="{title}">{mean}{around}{unit}</td>'
+    return f'<td data-value="{spread.mean!r}" title="{_range(spread)}">{mean}{around}{unit}</td>'
+
+
+def _rates(peak: Spread | None, final: Spread | None) -> str:
+    """Return one cell for both rates, sorted by the peak; the ranges over seeds stand in its title."""
+    if peak is None and final is None:
+        return _cell(None)
+    title = "; ".join(f"{name} {_range(rate)}" for name, rate in (("peak", peak), ("final", final)) if rate)
+    shown = " → ".join("–" if rate is None else short(rate.mean, 3) for rate in (peak, final))
+    return f'<td data-value="{"" if peak is None else repr(peak.mean)}" title="{title}">{shown}</td>'
+
+
+def _range(spread: Spread) -> str:
+    return f"{short(spread.low)} to {short(spread.high)}, {spread.n} {'run' if spread.n == 1 else 'runs'}"
 
 
 def _strip_ends(rows: Sequence[SummaryRow]) -> tuple[float, float]:

@@ -28,18 +28,14 @@ def verdict(rows: Sequence[SummaryRow]) -> list[str]:
         sentences.append("No schedule finished every run with a finite test loss, so none is named best.")
     elif len(ranked) == 1:
         row, loss = ranked[0]
-        alone = (
-            "is the only schedule" if len(rows) == 1 else "is the only schedule of which every run finished"
-        )
+        alone = "is the only schedule" if len(rows) == 1 else "is the only schedule of which every run finished"
         sentences.append(f"{row.label} {alone}: test loss {describe(loss)}.")
     else:
         sentences += _compare(ranked)
     best = ranked[0][0] if ranked else None
     for position, (row, loss) in enumerate(ranked, start=1):
         if row.learned and row is not best:
-            sentences.append(
-                f"The learned schedule {row.label} is number {position} of {len(rows)}: {describe(loss)}."
-            )
+            sentences.append(f"The learned schedule {row.label} is number {position} of {len(rows)}: {describe(loss)}.")
     broken = [f"{row.diverged} of {row.seeds} runs of {row.label}" for row in rows if row.diverged]
     if broken:
         sentences.append(f"Diverged: {_join(broken)}.")
@@ -58,15 +54,11 @@ def _compare(ranked: Sequence[tuple[SummaryRow, Spread]]) -> list[str]:
     near = [row for row, spread in others if loss.overlaps(spread)]
     if near:
         verb = "lies" if len(near) == 1 else "lie"
-        sentences = [
-            f"{lead}, but {_join([row.label for row in near])} {verb} within the noise between seeds."
-        ]
+        sentences = [f"{lead}, but {_join([row.label for row in near])} {verb} within the noise between seeds."]
         paired = _paired(best, near[0])
         return [*sentences, paired] if paired else sentences
     next_row, next_loss = others[0]
-    return [
-        f"{lead}, and no other range overlaps with it; next is {next_row.label} with {describe(next_loss)}."
-    ]
+    return [f"{lead}, and no other range overlaps with it; next is {next_row.label} with {describe(next_loss)}."]
 
 
 def _paired(best: SummaryRow, other: SummaryRow) -> str | None:
