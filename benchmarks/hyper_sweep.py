@@ -21,9 +21,16 @@ import metastep
 from metastep.optim import HyperAdamW, HyperSGD
 from metastep.tasks import load_task
 
-STEPS = {"digits/mlp": 400, "digits/convnet": 250, "mnist/mlp": 250, "shakespeare/lstm": 80, "mnist/lenet5": 200}
+STEPS = {
+    "digits/mlp": 400,
+    "digits/convnet": 250,
+    "mnist/mlp": 250,
+    "mnist/lenet5": 200,
+    "shakespeare/lstm": 200,
+    "shakespeare/transformer": 150,
+}
 BASES = {
-    "sgd": (torch.optim.SGD, HyperSGD, {"momentum": 0.9}, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    "sgd": (torch.optim.SGD, HyperSGD, {"momentum": 0.9}, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
     "adamw": (torch.optim.AdamW, HyperAdamW, {}, (0.0003, 0.001, 0.003, 0.01, 0.03)),
 }
 
