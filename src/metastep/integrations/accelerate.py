@@ -2,8 +2,6 @@
 
 from typing import Unpack
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from metastep.integrations.options import LearnedLROptions
@@ -22,9 +20,8 @@ except ModuleNotFoundError as error:
 class AcceleratedLR(LearnedLR):
     """A LearnedLR for a loop under Accelerate: same rate in every process, saved and loaded with everything else.
 
-    Observe the loss itself, before ``accelerator.backward(loss)`` divides and scales it; with several processes their
-    losses are averaged, in one message per optimizer step. It need not be prepared; ``prepare`` hands it back as it is,
-    and :meth:`step` does nothing, so that no wrapper can step it twice.
+    Observe the loss itself, before ``accelerator.backward(loss)`` divides and scales it. It need not be prepared;
+    ``prepare`` hands it back as it is, and :meth:`step` does nothing, so that no wrapper can step it twice.
 
     Args:
         accelerator: the run's; ``save_state`` and ``load_state`` take the rate along.
@@ -67,32 +64,8 @@ class AcceleratedLR(LearnedLR):
         if isinstance(optimizer, Optimizer):
             refuse_other_scheduler(optimizer)
         self.accelerator = accelerator
-        self._waiting: list[Tensor] = []  # 0-d float32, this process's losses of the open window
         super().__init__(optimizer, schedule, **options)
         accelerator.register_for_checkpointing(self)
-
-    def observe(self, loss: float | Tensor) -> None:
-        """Take note of this (micro-)batch's loss in this process, as the model gave it.
-
-        Args:
-            loss: a float, or a real floating-point tensor of one element, with or without a graph (which is let go).
-        """
-        if self.accelerator.num_processes == 1:
-            super().observe(loss)
-            return
-        value = torch.as_tensor(loss, device=self.accelerator.device)
-        if value.numel() != 1:
-            raise ValueError(f"loss must have one element, got shape {tuple(value.shape)}; observe its mean.")
-        self._waiting.append(value.detach().reshape(()).float())
-
-    def close_window(self) -> float | Tensor | None:
-        """End the window in all processes together; see :meth:`metastep.LearnedLR.close_window`."""
-        if self._waiting:
-            agreed = self.accelerator.reduce(torch.stack(self._waiting), reduction="mean")
-            self._waiting = []
-            for loss in agreed.unbind():
-                super().observe(loss)
-        return super().close_window()
 
     def step(self) -> None:
         """Nothing: the rate was written when the optimizer stepped."""

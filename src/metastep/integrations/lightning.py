@@ -28,8 +28,8 @@ class LearnedLRCallback(Callback):
 
     ``configure_optimizers`` returns the optimizer alone. The loss is the one that goes into the backward pass, as
     ``training_step`` returned it: what Lightning divides by for accumulation and multiplies by for float16 is taken
-    back. With several processes the losses are averaged, in one message per optimizer step. The state is saved in
-    Lightning's checkpoints, and a ``LearningRateMonitor`` of the same Trainer logs each rate when it has been used.
+    back. The state is saved in Lightning's checkpoints, and a ``LearningRateMonitor`` of the same Trainer logs each
+    rate when it has been used.
 
     A ``training_step`` that returns None counts as a step whose loss is not finite.
 
@@ -147,7 +147,7 @@ class LearnedLRCallback(Callback):
         self.observe(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Observe the window's losses, the same in every process."""
+        """Observe the window's losses."""
         if self.scheduler is None or optimizer is not self.lr.optimizer:
             return
         if self.scheduler.learning_step is not None:
@@ -155,10 +155,6 @@ class LearnedLRCallback(Callback):
         if not self._waiting and self.capture:
             self.observe(float("nan"))  # training_step returned None
         losses, self._waiting = self._waiting, []
-        if trainer.world_size > 1 and losses:
-            root = trainer.strategy.root_device
-            agreed = trainer.strategy.reduce(torch.stack([loss.float().to(root) for loss in losses]), reduce_op="mean")
-            losses = list(torch.as_tensor(agreed).unbind())
         for loss in losses:
             self.lr.observe(loss)
 

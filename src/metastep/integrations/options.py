@@ -5,6 +5,8 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from metastep.core.collectives import Ranks
+
 
 class LearnedLROptions(TypedDict, total=False):
     """Keyword arguments of :class:`metastep.LearnedLR`, which explains them."""
@@ -16,3 +18,4 @@ class LearnedLROptions(TypedDict, total=False):
     min_lr: float
     max_lr: float
     measure_loss: Callable[[], float | Tensor] | None
+    process_group: Ranks

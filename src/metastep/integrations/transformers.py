@@ -98,8 +98,6 @@ class LearnedLRTrainer(Trainer):
             scheduler = self._check(self.lr_scheduler)
             loss = torch.stack(self._shares).sum()
             self._shares = []
-            if self.accelerator.num_processes > 1:
-                loss = self.accelerator.reduce(loss, reduction="mean")
             scheduler.lr.observe(loss)
             if scheduler.learning_step is not None:
                 scheduler.learning_step.scaler = self.accelerator.scaler

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metastep.core.collectives import Ranks
+from metastep.schedules.agreement import Agreement
 from metastep.schedules.arguments import whole
 from metastep.schedules.base import Loss, Rate, Schedule, State, state_like
 from metastep.schedules.groups import GroupRates
+from metastep.schedules.resuming import check_saved
 from metastep.schedules.scaling import RunScale
 from metastep.schedules.stepping import (
     ObservedClosure,
@@ -48,6 +51,11 @@ class LearnedLR:
         max_lr: upper bound of the first group's rate.
         measure_loss: returns the mean training loss of the network as it is, in eval mode; asked when a schedule of
             several phases re-measures its scale. Default: a running mean of the observed losses.
+        process_group: the ranks that share one rate, from the mean of all their losses: those of a
+            ``torch.distributed`` process group; None means all ranks there are, False this one alone.
+
+    With several ranks every optimizer step must come on all of them; the first hands its schedule to the others at the
+    first step. See ``docs/distributed.md``.
 
     Non-finite losses are ignored and counted (``non_finite_losses``); a window of nothing else repeats the loss before
     it. ``lr`` tensors are written in place, and with ``lr`` on an accelerator nothing is read back from it after the
@@ -79,6 +87,7 @@ class LearnedLR:
         min_lr: float = 0.0,
         max_lr: float = math.inf,
         measure_loss: Callable[[], float | Tensor] | None = None,
+        process_group: Ranks = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
             found = type(optimizer).__name__
@@ -102,12 +111,14 @@ class LearnedLR:
             raise ValueError(f"min_lr and max_lr must satisfy 0 <= min_lr <= max_lr > 0, got {min_lr}, {max_lr}.")
         self.optimizer = optimizer
         self.groups = GroupRates(optimizer)
+        self.agreement = Agreement(process_group, self.groups)
         self.schedule = schedule if total_steps is None else schedule.with_total_steps(total_steps)
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
         self.steps = 0
         self._scale = RunScale(self.schedule, initial_loss, num_classes, measure_loss)
         self._window = LossWindow(math.nan if initial_loss is None else initial_loss)
+        self._scale.mean_over_ranks = self.agreement.mean
         self._held = False
         self._last_rate: Rate | None = None
         self._device = self.groups.device()
@@ -133,7 +144,7 @@ class LearnedLR:
 
     @property
     def non_finite_losses(self) -> int:
-        """How many observed losses were NaN or infinite, and ignored."""
+        """How many observed losses, on all ranks, were NaN or infinite, and ignored."""
         return self._window.ignored
 
     @property
@@ -162,9 +173,12 @@ class LearnedLR:
     def close_window(self) -> Loss | None:
         """End the window and return the loss that the schedule is to read; None if no finite loss was ever observed.
 
+        With several ranks it is the mean of all their losses, and they call this together: one message of 24 bytes.
+
         Raises:
-            RuntimeError: if the schedule needs a loss and none was observed since the last step.
+            RuntimeError: if the schedule needs a loss and none was observed, on any rank, since the last step.
         """
+        self.agreement.reach(self.schedule, self._scale, self._window)
         if self._window.calls == 0 and self.schedule.needs_loss:
             raise RuntimeError(
                 f"optimizer.step() came without an observed loss, which {type(self.schedule).__name__} needs: call "
@@ -278,25 +292,7 @@ class LearnedLR:
         Raises:
             ValueError: if a key is missing (named), the schema is unknown, or the state belongs to another schedule.
         """
-        expected = self.state_dict()
-        missing = expected.keys() - state_dict.keys()
-        if missing:
-            raise ValueError(
-                f"state_dict lacks {', '.join(sorted(missing))}; it is no LearnedLR state, or an older one."
-            )
-        # The state of a closed form is a step, which goes on under another horizon; weights fit one configuration.
-        for key in ("schema", "schedule") if self.schedule.relative else ("schema", "schedule", "config"):
-            if state_dict[key] != expected[key]:
-                raise ValueError(
-                    f"state_dict has {key} {state_dict[key]!r}, this LearnedLR has {expected[key]!r}; "
-                    "construct it with the schedule that was saved."
-                )
-        groups = len(self.optimizer.param_groups)
-        if len(state_dict["bases"]) > groups:
-            raise ValueError(
-                f"state_dict is of {len(state_dict['bases'])} parameter groups, the optimizer has {groups}; "
-                "add the groups before loading."
-            )
+        check_saved(state_dict, self.state_dict(), self.schedule.relative, len(self.optimizer.param_groups))
         state = copy.deepcopy(state_dict)
         recurrent = state_like(self.schedule.init_state(), state["state"])
         self.schedule.load_state_dict(state["weights"])
@@ -306,6 +302,7 @@ class LearnedLR:
         self._scale.load_state_dict(state)
         self.groups.set_bases(state["bases"])
         self._window.load_state_dict(state["window"])
+        self.agreement.started = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hook": self._hook is not None}

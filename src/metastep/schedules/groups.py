@@ -51,6 +51,11 @@ class GroupRates:
         on_device = (lr.device for lr in rates if isinstance(lr, Tensor) and lr.device.type != "cpu")
         return next(on_device, torch.device("cpu"))
 
+    def parameter_device(self) -> torch.device:
+        """Where the parameters live: that of the first."""
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
     def write(self, rate: float | Tensor) -> None:
         """Give each group ``rate`` (of the reference group; not negative) times its ratio."""
         self.adopt_new_groups()

@@ -24,7 +24,10 @@ class RunScale:
 
     Attributes:
         gamma: the scale, None before it is measured.
+        mean_over_ranks: makes ranks agree on what ``measure_loss`` says; by default there is one rank.
     """
+
+    mean_over_ranks: Callable[[float], float] = staticmethod(float)
 
     def __init__(
         self,
@@ -70,11 +73,26 @@ class RunScale:
 
     @torch.no_grad()
     def _measure_again(self) -> None:
-        measured = self._recent if self.measure_loss is None else self.measure_loss()
-        assert measured is not None
         assert self.num_classes is not None
-        if math.isfinite(loss := float(measured)):
+        if self.measure_loss is not None:
+            loss = self.mean_over_ranks(float(self.measure_loss()))
+        else:
+            assert self._recent is not None
+            loss = float(self._recent)
+        if math.isfinite(loss):
             self.gamma = self.schedule.scale.gamma(loss, self.num_classes, first=self._first)
+
+    def share(self, from_first: Callable[[list[float]], list[float]]) -> None:
+        """Take over the first rank's measurements.
+
+        Args:
+            from_first: turns numbers of this rank into those of the first; NaN stands for what is not known.
+        """
+        mine = [self.initial_loss, self.num_classes, self.gamma, self._first]
+        first = from_first([math.nan if value is None else value for value in mine])
+        initial, classes, gamma, start = (None if math.isnan(value) else value for value in first)
+        self.initial_loss, self.num_classes = initial, None if classes is None else int(classes)
+        self.gamma, self._first = gamma, start
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers; reads the device, if a running mean is there."""

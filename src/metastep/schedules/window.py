@@ -1,6 +1,7 @@
 """The losses observed between two optimizer steps, averaged without holding on to a graph."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,17 +56,58 @@ class LossWindow:
 
     def _add_on_device(self, loss: Tensor) -> None:
         loss = loss.reshape(()).float()
-        if self._device is None or self._device[0].device != loss.device:
-            self._ignored = self.ignored
-            zero = torch.zeros((), device=loss.device)
-            self._device = (zero, zero.clone(), zero.clone(), torch.full_like(zero, self._last))
-        total, count, ignored, _ = self._device
+        total, count, ignored, _ = self._kept_on(loss.device)
         finite = loss.isfinite()
         total += torch.where(finite, loss, 0.0)
         count += finite
         ignored += ~finite
         self.calls += 1
         self._device_in_use = True
+
+    def _kept_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self._device is None or self._device[0].device != device:
+            self._ignored = self.ignored
+            zero = torch.zeros((), device=device)
+            self._device = (zero, zero.clone(), zero.clone(), torch.full_like(zero, self._last))
+        return self._device
+
+    def share(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Put the losses that all ranks observed in the place of this one's, so that the mean is that of all of them.
+
+        Args:
+            sum_over_ranks: turns (3,) float64 of this rank (the sum of its finite losses, how many they are, how many
+                losses it observed) into those of all; on which device it answers decides where the mean will be.
+        """
+        if self._device_in_use and self._device is not None:
+            total, count = self._device[0] + self._sum, self._device[1] + self._count
+            mine = torch.stack([total, count, torch.full_like(total, self.calls)]).double()
+        else:
+            mine = torch.tensor([self._sum, self._count, self.calls], dtype=torch.float64)
+        everyones = sum_over_ranks(mine)
+        others = everyones - mine.to(everyones.device)
+        calls = self.calls or int(everyones[2])  # asked only by a rank that observed nothing
+        self.discard()
+        self.calls = calls
+        if everyones.is_cpu:
+            self._sum, self._count = float(everyones[0]), int(everyones[1])
+            self._ignored += int(others[2] - others[1])
+        else:
+            kept = self._kept_on(everyones.device)
+            kept[0].copy_(everyones[0])
+            kept[1].copy_(everyones[1])
+            kept[2].add_(others[2] - others[1])
+            self._device_in_use = True
+
+    @property
+    def last(self) -> float:
+        """The mean of the last window with a finite loss, NaN if unknown (reads the device, if there is one)."""
+        return self._last if self._device is None else float(self._device[3])
+
+    @last.setter
+    def last(self, mean: float) -> None:
+        self._last = mean
+        if self._device is not None:
+            self._device[3].fill_(mean)
 
     def close(self) -> float | Tensor:
         """Return the mean of the window and start the next one.
