@@ -11,10 +11,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from metastep.meta.linearity import check_linear_in_rate
-from metastep.meta.lookahead import copy_parameters, into_displacements, validation_slopes
+from metastep.meta.lookahead import check_placement, copy_parameters, into_displacements, stretch, validation_slopes
 from metastep.meta.unroll import Window
 from metastep.schedules import LearnedLR
-from metastep.schedules.base import Rate
 
 
 class MetaLearner:
@@ -31,6 +30,9 @@ class MetaLearner:
     taken at the rate of the new weights. Buffers, random streams and gradients are as without the look-ahead, the
     schedule ticks once per step, and a validation loss or slope that is not finite skips the update
     (``skipped_updates``).
+
+    With several ranks each takes its own validation batch, and the loss is the mean of theirs: they send it and the
+    inner product, 16 bytes, and no gradient (see ``docs/distributed.md``).
 
     Args:
         lr: the :class:`metastep.LearnedLR` that attaches a learned schedule to the optimizer.
@@ -116,7 +118,7 @@ class MetaLearner:
         self._checked = False
         self._window: Window | None = None
         if horizon > 1:
-            Window.check(self.lr.optimizer, first_order=first_order, every=every, horizon=horizon)
+            Window.check(self.lr, first_order=first_order, every=every, horizon=horizon)
 
     # ---- the loop's side
 
@@ -176,11 +178,16 @@ class MetaLearner:
             rate_graph, _ = self.lr.ask_with_graph(loss, self.lr.state)
             loss_scale = 1.0 if scaler is None else scaler.get_scale()
             found = validation_slopes(
-                parameters, [displacement], self.validation_loss, loss_scale, keep_gradients=self.keep_gradients
+                parameters,
+                [displacement],
+                self.validation_loss,
+                loss_scale,
+                keep_gradients=self.keep_gradients,
+                ranks=self.lr.agreement.process_group,
             )
             if self._update(found, [rate_graph]):
                 new_rate, state = self.lr.ask(loss)
-                _stretch(parameters, displacement, new_rate / rate)
+                stretch(parameters, displacement, new_rate / rate)
                 rate = new_rate
         finally:  # the step is taken, whatever becomes of the lesson
             self.lr.tick(rate, state)
@@ -224,6 +231,7 @@ class MetaLearner:
             raise ValueError(f"closure {wanted}; it computes the training loss of this batch.")
         in_window = (self._calls - 1) % self.every >= self.every - self.horizon
         if in_window and self._window is None:
+            Window.check(self.lr, first_order=self.first_order, every=self.every, horizon=self.horizon)
             self._window = Window(self.lr, self._parameters(), first_order=self.first_order)
         if self._window is not None:
             self._window.begin(closure)
@@ -250,7 +258,9 @@ class MetaLearner:
     def _parameters(self) -> list[nn.Parameter]:
         """All that a step may move: torch's optimizers move whatever has a gradient, frozen since or not."""
         groups = self.lr.optimizer.param_groups
-        return [p for group in groups for p in group["params"] if p.requires_grad or p.grad is not None]
+        parameters = [p for group in groups for p in group["params"] if p.requires_grad or p.grad is not None]
+        check_placement(parameters, self.lr.agreement.process_group)
+        return parameters
 
     def _make_sure_of_linearity(self) -> None:
         self._checked = self._checked or check_linear_in_rate(self.lr.optimizer)
@@ -307,14 +317,3 @@ class MetaLearner:
         self.meta_updates, self.skipped_updates = state_dict["meta_updates"], state_dict["skipped_updates"]
         self.meta_optimizer.load_state_dict(copy.deepcopy(state_dict["meta_optimizer"]))
         self._window = None
-
-
-@torch.no_grad()
-def _stretch(parameters: list[nn.Parameter], displacement: list[Tensor], factor: Rate) -> None:
-    """Make the step that was taken ``factor`` times as long; for 1 nothing changes, to the last bit.
-
-    The displacement is used up.
-    """
-    for parameter, step in zip(parameters, displacement, strict=True):
-        more = factor.to(step.device) - 1 if isinstance(factor, Tensor) else factor - 1
-        parameter.add_(step.mul_(more))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metastep.core.collectives import is_sharded, local
 from metastep.meta.protection import protected_rng
 
 #: The probe moves its tensors by about this share of their size, so that rounding does not hide the displacement.
@@ -35,7 +36,7 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
     """
     name = type(optimizer).__name__
     chosen = _smallest_of_each_kind(optimizer)
-    before = [parameter.detach().clone() for parameter in chosen]
+    before = [local(parameter.detach()).clone() for parameter in chosen]
     with protected_rng(chosen):
         unit, _ = _trial(optimizer, chosen, 1.0)
         step = _largest([after - start for after, start in zip(unit, before, strict=True)])
@@ -46,8 +47,8 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
         twice, twice_state = _trial(optimizer, chosen, 2 * factor)
     for start, one, two in zip(before, once, twice, strict=True):
         first, second = one - start, two - start
-        size = torch.maximum(start.abs(), second.abs()).max()
-        if not (second - 2 * first).abs().max() <= 32 * torch.finfo(start.dtype).eps * size:
+        size = max(_largest([start]), _largest([second]))
+        if not _largest([second - 2 * first]) <= 32 * torch.finfo(start.dtype).eps * size:
             raise NotLinearInRate(
                 f"{name} is not linear in its learning rate: twice the rate did not move the parameters twice as far. "
                 "MetaLearner needs updates of the form theta - rate * direction (SGD, Adam, AdamW, RMSprop, ...)."
@@ -89,7 +90,7 @@ def _trial(optimizer: Optimizer, chosen: list[nn.Parameter], factor: float) -> t
         ) from error
     state = [dict(probe.state[p]) for p in copies]
     groups = [{key: value for key, value in g.items() if key not in ("params", "lr")} for g in probe.param_groups]
-    return [p.detach() for p in copies], (state, groups)
+    return [local(p.detach()) for p in copies], (state, groups)
 
 
 def _probe(optimizer: Optimizer, chosen: list[nn.Parameter]) -> tuple[Optimizer, list[nn.Parameter]]:
@@ -102,6 +103,11 @@ def _probe(optimizer: Optimizer, chosen: list[nn.Parameter]) -> tuple[Optimizer,
                 memo[id(parameter)] = parameter
                 if parameter in optimizer.state:
                     memo[id(optimizer.state[parameter])] = optimizer.state[parameter]
+    for parameter in filter(is_sharded, chosen):  # whose gradients, and state, deepcopy cannot copy
+        memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        for value in optimizer.state[parameter].values() if parameter in optimizer.state else ():
+            if isinstance(value, Tensor) and is_sharded(value):
+                memo[id(value)] = value.detach().clone()
     shared = set(memo)
     probe = copy.deepcopy(optimizer, memo)
     for attribute, value in vars(optimizer).items():  # torch's optimizers copy only state, groups and defaults
@@ -121,11 +127,12 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _largest(tensors: list[Tensor]) -> float:
-    return max((float(tensor.abs().max()) for tensor in tensors), default=0.0)
+    return max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
 
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
+        a, b = local(a), local(b)
         return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)

@@ -6,20 +6,64 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from metastep.core.collectives import (
+    Ranks,
+    is_flattened,
+    is_sharded,
+    local,
+    local_gradient,
+    mean_over_ranks,
+    part_count,
+)
 from metastep.core.inner import inner_product
-from metastep.meta.protection import protected_buffers, protected_rng, set_aside_gradients
+from metastep.meta.protection import (
+    protected_buffers,
+    protected_rng,
+    quiet_replicas,
+    set_aside_gradients,
+    set_aside_gradients_elsewhere,
+)
 
 
+def check_placement(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+    """Refuse parameters whose slopes cannot be told.
+
+    Raises:
+        ValueError: for FSDP1's flattened parameters, and for sharded ones of which this rank is to decide alone.
+    """
+    if any(map(is_flattened, parameters)):
+        raise ValueError(
+            "optimizer must hold tensors that MetaLearner can look ahead with, got pieces of one that FSDP1 flattened; "
+            "shard the model with torch.distributed.fsdp.fully_shard."
+        )
+    if ranks is False and any(map(is_sharded, parameters)):
+        raise ValueError(
+            "process_group must not be False with sharded parameters, a rank knows a part of the slope; leave it out."
+        )
+
+
+@torch.no_grad()
 def copy_parameters(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Detached copies: the one extra copy of the parameters that a look-ahead costs."""
-    return [parameter.detach().clone() for parameter in parameters]
+    """Copies of what is here of the parameters: the one extra copy of them that a look-ahead costs."""
+    return [local(parameter.detach()).clone() for parameter in parameters]
 
 
 @torch.no_grad()
 def into_displacements(start: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
     """Turn copies of the parameters, in place, into how far the parameters have moved since."""
     for before, parameter in zip(start, parameters, strict=True):
-        torch.sub(parameter, before, out=before)
+        torch.sub(local(parameter), before, out=before)
+
+
+@torch.no_grad()
+def stretch(parameters: Sequence[nn.Parameter], displacement: Sequence[Tensor], factor: float | Tensor) -> None:
+    """Make the step that was taken ``factor`` times as long; for 1 nothing changes, to the last bit.
+
+    The displacement is used up.
+    """
+    for parameter, step in zip(parameters, displacement, strict=True):
+        more = factor.to(step.device) - 1 if isinstance(factor, Tensor) else factor - 1
+        local(parameter).add_(step.mul_(more))
 
 
 def validation_slopes(
@@ -29,6 +73,7 @@ def validation_slopes(
     loss_scale: float = 1.0,
     *,
     keep_gradients: bool = True,
+    ranks: Ranks = False,
 ) -> tuple[float, Tensor]:
     r"""Return the validation loss at the parameters as they are, and its slopes along given displacements.
 
@@ -37,12 +82,17 @@ def validation_slopes(
     The gradient is never held as a whole: each parameter's part is multiplied as it arrives, and let go. Buffers,
     random streams, and the parameters' ``grad`` and hooks are afterwards as before.
 
+    With several ranks the loss is the mean of theirs; they send it and the slopes, 8 (K + 1) bytes, and not the
+    gradient. (Sharded parameters' gradients are put together by FSDP as in any backward pass: a rank that has a part of
+    the displacement needs that part of the mean gradient.)
+
     Args:
         parameters: where the loss is differentiated.
-        displacements: K of them, each with one part for each parameter.
+        displacements: K of them, each with one part for each parameter; of a sharded one, what is here.
         validation_loss: computes the loss, a one-element tensor with a graph.
         loss_scale: factor on the loss during backward, divided out again: for float16 gradients.
         keep_gradients: False lets the parameters' ``grad`` go instead of giving it back.
+        ranks: over which the loss is a mean.
 
     Returns:
         The loss as a float, and a float64 tensor (K,) of slopes.
@@ -55,10 +105,11 @@ def validation_slopes(
 
     def multiply(place: int) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
+            gradient, parameter.grad = local_gradient(parameter), None
             if gradient is not None:
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
-                slopes.append(torch.stack([inner_product([gradient], [step[place]]) for step in displacements]))
+                parts = [inner_product([gradient], [step[place]]) for step in displacements]
+                slopes.append(torch.stack(parts) * part_count(parameter))
 
         return hook
 
@@ -66,6 +117,11 @@ def validation_slopes(
         stack.enter_context(set_aside_gradients(parameters, keep=keep_gradients))
         stack.enter_context(protected_rng(parameters))
         stack.enter_context(protected_buffers())
+        stack.enter_context(quiet_replicas())
+        inputs = [parameter for parameter in parameters if parameter.requires_grad]
+        whole = not any(map(is_sharded, parameters))
+        if not whole:
+            stack.enter_context(set_aside_gradients_elsewhere(parameters))
         # a compiled model would be traced again with the hook that protects its buffers
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         with torch.enable_grad():
@@ -75,11 +131,13 @@ def validation_slopes(
                 if parameter.requires_grad:
                     handle = parameter.register_post_accumulate_grad_hook(multiply(place))  # type: ignore[no-untyped-call]
                     stack.callback(handle.remove)
-            torch.autograd.backward(loss * loss_scale, inputs=[p for p in parameters if p.requires_grad])
+            # the parts that FSDP keeps are not in the graph, what it puts together for the pass is
+            torch.autograd.backward(loss * loss_scale, inputs=inputs if whole else None)
     if not slopes:
         raise ValueError("validation_loss does not depend on the optimizer's parameters; it must use the same model.")
-    total = torch.stack([slope.to(slopes[0].device) for slope in slopes]).sum(0)
-    return float(loss.detach()), total / loss_scale
+    total = torch.stack([slope.to(slopes[0].device) for slope in slopes]).sum(0) / loss_scale
+    agreed = mean_over_ranks(torch.cat([loss.detach().reshape(1).to(total), total]), ranks)
+    return float(agreed[0]), agreed[1:]
 
 
 def check_validation_loss(loss: object) -> None:

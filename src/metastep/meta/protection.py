@@ -1,44 +1,60 @@
 """Leave no trace: buffers, random-number streams and gradients as they were before a look-ahead."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from metastep.core.collectives import QuietReplicas
+
+
+@contextmanager
+def visited(visit: Callable[[nn.Module], None]) -> Iterator[None]:
+    """Within, every module that runs, and every part of it, is visited once before it does.
+
+    The modules are found by a global forward pre-hook, so no handle of the model is needed, and networks that a loss
+    closes over, teachers included, are found as well.
+    """
+    seen: set[nn.Module] = set()
+
+    def hook(module: nn.Module, args: object) -> None:
+        if module not in seen:
+            for part in module.modules():
+                if part not in seen:
+                    seen.add(part)
+                    visit(part)
+
+    handle = register_module_forward_pre_hook(hook)
+    try:
+        with warnings.catch_warnings():
+            # that a compiled module calls the hook twice does no harm: it visits once
+            warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+            yield
+    finally:
+        handle.remove()
+
 
 @contextmanager
 def protected_buffers() -> Iterator[None]:
     """Within, every module that runs finds its buffers back afterwards (batch norm's running statistics and count).
 
-    The modules are found by a global forward pre-hook: whoever is called is copied first. So no handle of the model is
-    needed, and networks that a loss closes over, teachers included, are protected as well. A buffer that is replaced
-    by another tensor comes back as the tensor that it was.
+    A buffer that is replaced by another tensor comes back as the tensor that it was.
     """
     saved: list[tuple[nn.Module, str, Tensor]] = []
     values: dict[Tensor, Tensor] = {}
-    seen: set[nn.Module] = set()
 
-    def save(module: nn.Module, args: object) -> None:
-        if module in seen:
-            return
-        for part in module.modules():
-            if part not in seen:
-                seen.add(part)
-                present = [(name, buffer) for name, buffer in part._buffers.items() if buffer is not None]
-                saved.extend((part, name, buffer) for name, buffer in present)
-                values.update((buffer, buffer.clone()) for _, buffer in present if buffer not in values)
+    def save(part: nn.Module) -> None:
+        present = [(name, buffer) for name, buffer in part._buffers.items() if buffer is not None]
+        saved.extend((part, name, buffer) for name, buffer in present)
+        values.update((buffer, buffer.clone()) for _, buffer in present if buffer not in values)
 
-    handle = register_module_forward_pre_hook(save)
     try:
-        with warnings.catch_warnings():
-            # that a compiled module calls the hook twice does no harm: it copies once
-            warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+        with visited(save):
             yield
     finally:
-        handle.remove()
         with torch.no_grad():
             for buffer, before in values.items():
                 buffer.copy_(before)
@@ -79,3 +95,35 @@ def set_aside_gradients(parameters: Iterable[nn.Parameter], *, keep: bool = True
             parameter.grad = gradient
             if parameter._post_accumulate_grad_hooks is not hooks:
                 parameter._post_accumulate_grad_hooks = hooks
+
+
+@contextmanager
+def quiet_replicas() -> Iterator[None]:
+    """Within, a DistributedDataParallel model that runs sends neither gradients nor buffers, as in its ``no_sync``."""
+    quiet = QuietReplicas()
+    try:
+        with visited(quiet.hush):
+            yield
+    finally:
+        quiet.close()
+
+
+@contextmanager
+def set_aside_gradients_elsewhere(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within, gradients of other parameters of the modules that run are free to use; afterwards all is as it was."""
+    known = {id(parameter) for parameter in parameters}
+    kept: list[tuple[nn.Parameter, Tensor | None]] = []
+
+    def save(part: nn.Module) -> None:
+        for parameter in part._parameters.values():
+            if parameter is not None and id(parameter) not in known:
+                known.add(id(parameter))
+                kept.append((parameter, parameter.grad))
+                parameter.grad = None
+
+    try:
+        with visited(save):
+            yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from metastep.core.collectives import local
 from metastep.core.inner import inner_product
 from metastep.meta.adjoint import StepInput, record_input, step_vjp
 from metastep.meta.lookahead import check_validation_loss, copy_parameters, validation_slopes
@@ -41,14 +41,21 @@ class Window:
         self._graph_state = copy.deepcopy(lr.state)  # a value of our own: on a device the LearnedLR's is written to
 
     @staticmethod
-    def check(optimizer: Optimizer, *, first_order: bool, every: int, horizon: int) -> None:
+    def check(lr: LearnedLR, *, first_order: bool, every: int, horizon: int) -> None:
         """Refuse what the exact form cannot do, before any work is lost.
 
         Raises:
-            ValueError: if the optimizer has no ``differentiable`` form, or the window would hold its very first step.
+            ValueError: if the optimizer has no ``differentiable`` form, the window would hold its very first step, or
+                there are several ranks, whose replicas cannot be differentiated twice.
         """
         if first_order:
             return
+        optimizer = lr.optimizer
+        if lr.agreement.ranks > 1:
+            raise ValueError(
+                f"first_order must be True for horizon > 1 on {lr.agreement.ranks} ranks, got False: neither DDP nor "
+                "FSDP can be differentiated twice."
+            )
         if "differentiable" not in optimizer.defaults:
             raise ValueError(
                 "the exact horizon needs an optimizer with a differentiable form, "
@@ -83,7 +90,7 @@ class Window:
             if self._closure is not None:
                 inputs = record_input(self.lr.optimizer, self.parameters, start)
             self.lr.optimizer.step()
-        displacement = [p.detach() - s for p, s in zip(self.parameters, start, strict=True)]
+        displacement = [local(p.detach()) - s for p, s in zip(self.parameters, start, strict=True)]
         self._taken.append(_Taken(displacement, self._closure, self._rng, inputs))
         self.rates.append(rate_graph)
         self.lr.tick(rate, state)
@@ -92,7 +99,8 @@ class Window:
         """Return the validation loss after the last step and its slopes along each of the K displacements."""
         if self.first_order:
             steps = [taken.displacement for taken in self._taken]
-            return validation_slopes(self.parameters, steps, validation_loss)
+            ranks = self.lr.agreement.process_group
+            return validation_slopes(self.parameters, steps, validation_loss, ranks=ranks)
         loss, adjoint = self._validation_gradient(validation_loss)
         slopes: list[Tensor] = []
         state_adjoint: list[dict[str, Tensor]] = [{} for _ in self.parameters]
