@@ -1,0 +1,61 @@
+"""One training loop, whole, replicated or sharded: the same joined batches, from which a rank takes its share."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
+
+ROWS = 8  # of the joined batch
+
+
+def network() -> nn.Sequential:
+    """Of whose tensors four ranks get uneven parts, and the last of them sometimes none."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 3))
+
+
+def wrapped(model: nn.Sequential, kind: str) -> nn.Module:
+    """The model as it is ("whole"), under DDP ("replicated") or under FSDP2 ("sharded")."""
+    if kind == "replicated":
+        return nn.parallel.DistributedDataParallel(model)
+    if kind == "sharded":
+        fully_shard(model[0])
+        return fully_shard(model)
+    return model
+
+
+class Loop:
+    """A classifier on random batches; ``make`` is given the (named) parameters of the wrapped model."""
+
+    def __init__(self, kind: str, make: Callable[[list[tuple[str, nn.Parameter]]], Optimizer]) -> None:
+        self.inner = network()
+        self.model = wrapped(self.inner, kind)
+        self.optimizer = make(list(self.inner.named_parameters()))
+        self.rank, self.ranks = (0, 1) if kind == "whole" else (dist.get_rank(), dist.get_world_size())
+        self.random = torch.Generator().manual_seed(1)
+
+    def loss(self) -> Tensor:
+        """The mean loss of this rank's share of the next joined batch."""
+        x = torch.randn(ROWS, 4, generator=self.random)
+        y = torch.randint(3, (ROWS,), generator=self.random)
+        return nn.functional.cross_entropy(self.model(self._share(x)), self._share(y))
+
+    def backward(self) -> Tensor:
+        """The loss, with its gradients."""
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        return loss
+
+    def _share(self, rows: Tensor) -> Tensor:
+        return rows.chunk(self.ranks)[self.rank]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors, put together."""
+        whole = {}
+        for name, tensor in self.inner.state_dict().items():
+            whole[name] = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+        return whole
