@@ -59,7 +59,7 @@ class RunConfig:
         optimizer: name of the base optimizer.
         optimizer_options: its options besides the rate.
         lr: base rate, > 0; schedules that scale themselves do not read it.
-        batch_size: examples a step, >= 1.
+        batch_size: examples a step, of all processes together, >= 1.
         total_steps: optimizer steps, >= 1.
         warmup_steps: of linear warm-up, >= 0.
         clip_norm: bound on the gradient's norm, > 0; None does not clip.

@@ -48,6 +48,22 @@ class CurveLog:
             self._events.close()
 
 
+class SilentLog(CurveLog):
+    """Writes nothing: for the processes of a run that leave that to the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+
+    def write(self, split: str, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_entries(path: Path) -> Iterator[dict[str, Any]]:
     """The entries of a log; a last line that a kill cut short is left out."""
     if path.exists():

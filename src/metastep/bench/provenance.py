@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from metastep.core.collectives import rank_count
 from metastep.version import __version__
 
 
@@ -27,6 +28,7 @@ def provenance(device: str) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "processes": rank_count(),
             "system": f"{platform.system()} {platform.machine()}",
         },
         "command": " ".join(["metastep", *map(shlex.quote, sys.argv[1:])]),

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,15 @@ from typing import Any, Literal
 import torch
 
 from metastep.bench.config import RunConfig
-from metastep.bench.curves import CurveLog
+from metastep.bench.curves import CurveLog, SilentLog
 from metastep.bench.locks import FolderLock
 from metastep.bench.methods import METHODS
 from metastep.bench.protocols import load_run_task
 from metastep.bench.records import make_record, read_record, write_record
 from metastep.bench.stopping import never
+from metastep.bench.team import any_process, as_the_first, mean_of_all, own_parts, with_own_part
 from metastep.bench.trainers import make_trainer
+from metastep.core.collectives import from_first, rank_here, wait_for_all
 from metastep.files import write_atomically
 from metastep.meta.checkpoints import CheckpointFile
 from metastep.schedules import MLRSNet, Phased, Schedule, load_schedule, save_schedule
@@ -41,6 +44,8 @@ class Progress:
 
 class Run:
     """One run, and its folder: ``run.json``, ``metrics.jsonl``, ``checkpoint.pt``, ``record.json``, schedules.
+
+    On several processes each makes a Run; the first writes the folder, which all of them read.
 
     Args:
         config: what to run.
@@ -69,8 +74,10 @@ class Run:
     ) -> None:
         self.config, self.folder = config, folder
         self.status: Status = "running"
-        self._should_stop, self._on_progress, self._on_note = should_stop, on_progress, on_note
+        self._one_should_stop = should_stop
+        self._on_progress, self._on_note = on_progress, on_note
         self._tensorboard = tensorboard
+        self._writes = rank_here() == 0
         self._valid: dict[str, float] = {}
         self._train_seconds, self._eval_seconds = 0.0, 0.0
         self._loss_sum = torch.zeros(())  # since the last entry of the training curve
@@ -100,14 +107,16 @@ class Run:
             FolderInUse: if another process is at it.
             OSError: if something cannot be written; the last good checkpoint is kept.
         """
-        with FolderLock(self.folder):
-            record = read_record(self.folder)
+        wait_for_all()  # until they have looked into the folder
+        with FolderLock(self.folder) if self._writes else nullcontext():
+            record: dict[str, Any] | None = from_first(read_record(self.folder) if self._writes else None)
             if record is not None:
                 self.status = record["status"]
                 return record
-            self._begin()
+            if self._writes:
+                self._begin()
             self._restore()
-            log = CurveLog(self.folder, after=self.trainer.steps, tensorboard=self._tensorboard)
+            log = self._open_log()
             try:
                 while self.status == "running":
                     if self.trainer.steps >= self.config.total_steps:
@@ -121,6 +130,14 @@ class Run:
             finally:
                 log.close()
 
+    def _open_log(self) -> CurveLog:
+        if not self._writes:
+            return SilentLog(self.folder)
+        return CurveLog(self.folder, after=self.trainer.steps, tensorboard=self._tensorboard)
+
+    def _should_stop(self) -> bool:
+        return any_process(self._one_should_stop())
+
     def _stretch(self, log: CurveLog) -> None:
         """Train to the next step at which something is due: an entry, a look, a snapshot, a checkpoint."""
         trainer, config = self.trainer, self.config
@@ -130,7 +147,7 @@ class Run:
         while trainer.steps < until and not self._should_stop():
             self._loss_sum += trainer.advance()
             self._loss_count += 1
-        loss_sum = float(self._loss_sum)  # waits for the device: the clock is honest
+        loss_sum = mean_of_all(float(self._loss_sum))  # waits for the device: the clock is honest
         self._train_seconds += time.perf_counter() - started
         if trainer.steps < until:
             return
@@ -151,9 +168,9 @@ class Run:
             self._on_progress(
                 Progress(step=step, total_steps=total, loss=loss, lr=lr, valid=self._valid, meta_loss=meta_loss)
             )
-        if step in self._snapshots():
+        if self._writes and step in self._snapshots():
             save_schedule(trainer.lr.schedule, self._snapshot(step))
-        if self._checkpoint_due() and step < config.total_steps:
+        if as_the_first(self._checkpoint_due) and step < config.total_steps:
             self._save(log)
 
     def _next_event(self) -> int:
@@ -174,19 +191,21 @@ class Run:
         if self.task.splits["outer_valid"] == 0:
             return
         started = time.perf_counter()
-        self._valid = self.task.evaluate(self.trainer.model, "outer_valid", device=self.config.device)
+        self._valid = self.task.evaluate(self.trainer.network, "outer_valid", device=self.config.device)
         self._eval_seconds += time.perf_counter() - started
         log.write("valid", self.trainer.steps, {**self._valid, "seconds": self._train_seconds})
 
     def _finish(self, log: CurveLog) -> dict[str, Any]:
         test: dict[str, float] = {}
         if self.status == "finished":
-            if self.trainer.learner is not None:
+            if self._writes and self.trainer.learner is not None:
                 self._save_learned()
             if self.config.test:
                 started = time.perf_counter()
-                test = self.task.evaluate(self.trainer.model, "test", device=self.config.device)
+                test = self.task.evaluate(self.trainer.network, "test", device=self.config.device)
                 self._eval_seconds += time.perf_counter() - started
+        if not self._writes:
+            return dict(from_first(None))
         record = make_record(
             self.config,
             self.task,
@@ -200,7 +219,7 @@ class Run:
         )
         if self.status != "stopped":
             write_record(record, self.folder / "record.json")
-        return record
+        return dict(from_first(record))
 
     # ---- what is kept
 
@@ -221,7 +240,7 @@ class Run:
         state, note = self._checkpoint.load()
         if note is not None and self._on_note is not None:
             self._on_note(note)
-        self.trainer.load_state_dict(state["trainer"])
+        self.trainer.load_state_dict(with_own_part(state["trainer"], state.get("processes", [{}])))
         self._train_seconds, self._eval_seconds = state["train_seconds"], state["eval_seconds"]
         self._valid = state["valid"]
         loss_sum, self._loss_count = state.get("open_entry", (0.0, 0))
@@ -231,17 +250,19 @@ class Run:
     def _save(self, log: CurveLog) -> None:
         """Write a checkpoint, after the curves that belong to it."""
         started = time.monotonic()
-        log.sync()
-        self._checkpoint.save(
-            {
-                "trainer": self.trainer.state_dict(),
-                "train_seconds": self._train_seconds,
-                "eval_seconds": self._eval_seconds,
-                "valid": self._valid,
-                "open_entry": (float(self._loss_sum), self._loss_count),
-                "status": self.status,
-            }
-        )
+        trainer, loss_sum = self.trainer.state_dict(), mean_of_all(float(self._loss_sum))
+        state = {
+            "trainer": trainer,
+            "processes": own_parts(trainer),
+            "train_seconds": self._train_seconds,
+            "eval_seconds": self._eval_seconds,
+            "valid": self._valid,
+            "open_entry": (loss_sum, self._loss_count),
+            "status": self.status,
+        }
+        if self._writes:
+            log.sync()
+            self._checkpoint.save(state)
         self._saved_at = time.monotonic()
         self._saving_took = self._saved_at - started
 

@@ -9,6 +9,8 @@ from torch import nn
 from metastep.bench.config import RunConfig
 from metastep.bench.methods import make_schedule
 from metastep.bench.optimizers import make_optimizer
+from metastep.bench.team import Rows
+from metastep.core.collectives import rank_here, replicated
 from metastep.meta import MetaLearner
 from metastep.meta.trainer import Trainer
 from metastep.schedules import LearnedLR, MLRSNet, Schedule, load_schedule
@@ -17,6 +19,9 @@ from metastep.tasks import Task
 #: Batches of training data on which an eval-mode training loss is measured, to set the scale of a learned schedule.
 #: The published code reads the whole training set.
 _SCALE_BATCHES = 20
+
+#: Between the seeds of processes; runs of neighbouring seeds share none.
+_SEED_STRIDE = 1_000_003
 
 
 def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = None, fresh: bool = True) -> Trainer:
@@ -51,13 +56,18 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
         initial_loss=training_loss() if fresh and not schedule.relative else None,
         measure_loss=training_loss,
     )
-    learner, validation = _learner(config, task, lr, model) if learns else (None, None)
+    replicas = replicated(model)
+    learner, validation = _learner(config, task, lr, replicas) if learns else (None, None)
+    size, device = config.batch_size, config.device
+    batches = Rows(task.batches("train", batch_size=size, seed=config.seed, device=device))
+    if rank_here() > 0:  # dropout of its own
+        torch.manual_seed(config.seed + _SEED_STRIDE * rank_here())
     return Trainer(
-        model=model,
+        model=replicas,
         optimizer=optimizer,
         lr=lr,
-        loss=task.loss,
-        batches=task.batches("train", batch_size=config.batch_size, seed=config.seed, device=config.device),
+        loss=lambda model, batch: batches.weighted(task.loss(model, batch)),
+        batches=batches,
         learner=learner,
         validation_batches=validation,
         learns_at=None if config.meta is None else config.meta.learns_at,
@@ -97,6 +107,9 @@ def _learner(config: RunConfig, task: Task, lr: LearnedLR, model: nn.Module) -> 
             f"inner_valid must be > 0 to learn a schedule on {task.name}, got 0; the schedule learns from that split."
         )
     size = config.meta.batch_size or config.batch_size
-    validation = task.batches("inner_valid", batch_size=size, seed=config.seed + 1, device=config.device)
-    every, meta_lr = config.meta.every, config.meta.meta_lr
-    return MetaLearner(lr, lambda: task.loss(model, next(validation)), every=every, meta_lr=meta_lr), validation
+    validation = Rows(task.batches("inner_valid", batch_size=size, seed=config.seed + 1, device=config.device))
+
+    def loss() -> torch.Tensor:
+        return validation.weighted(task.loss(model, next(validation)))
+
+    return MetaLearner(lr, loss, every=config.meta.every, meta_lr=config.meta.meta_lr), validation

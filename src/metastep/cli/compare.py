@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metastep.bench.torchrun import under_torchrun
 from metastep.cli import options as o
 from metastep.cli.display import comparison_bar, stop_notice
 from metastep.cli.report import show_report
@@ -43,6 +44,8 @@ def compare(
     from metastep.bench.protocols import training
     from metastep.tasks.table import recipe_of
 
+    if under_torchrun():
+        raise ValueError("compare must be started without torchrun; it starts processes of its own: --workers N.")
     if resume is not None:
         o.refuse_beside_resume(context, "workers", "title")
         _execute(Comparison.resume(resume), workers, title, json)

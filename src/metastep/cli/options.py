@@ -13,6 +13,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from metastep.bench.torchrun import is_first_process, restarted, under_torchrun
+
 TaskName = Annotated[
     str | None, typer.Argument(help="A task, such as digits/mlp; see `metastep list`.", metavar="TASK")
 ]
@@ -124,9 +126,16 @@ def require_task(task: str | None) -> str:
 def new_folder(out: Path | None, what: str) -> Path:
     """The folder for new results: the one asked for, or one under runs/ that says what and when.
 
+    A process that torchrun started goes on in the folder if another has begun there, or an attempt before this one.
+
     Raises:
         ValueError: if it holds results.
     """
+    if under_torchrun():
+        if out is None:
+            raise ValueError("out must be given under torchrun; every process, and every restart, looks there.")
+        if restarted() or not is_first_process():
+            return out
     if out is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{what.replace('/', '-')}"

@@ -92,14 +92,20 @@ def _execute(config: RunConfig | None, folder: Path, json: bool, command: str) -
     from metastep.bench.records import read_record
     from metastep.bench.run import Run, read_config
     from metastep.bench.stopping import StopSignal
+    from metastep.bench.torchrun import is_first_process, met
 
     resume = o.resume_command(command, folder)
     record = None
     if config is None:
         config, record = read_config(folder), read_record(folder)
+    first = is_first_process()
     if record is None:
-        with run_bar(folder.name, quiet=json) as watch, StopSignal(stop_notice) as stop:
-            run = Run(config, folder, should_stop=stop, on_progress=watch, on_note=note)
+        with (
+            met(config.device),
+            run_bar(folder.name, quiet=json or not first) as watch,
+            StopSignal(stop_notice if first else None) as stop,
+        ):
+            run = Run(config, folder, should_stop=stop, on_progress=watch, on_note=note if first else None)
             try:
                 record = run.execute()
             except FolderInUse:
@@ -108,6 +114,8 @@ def _execute(config: RunConfig | None, folder: Path, json: bool, command: str) -
                 raise OSError(f"{error}; the last good checkpoint is kept, go on with: {resume}") from error
         if run.status == "stopped":
             raise o.Stopped(resume, stop.exit_code)
+    if not first:
+        return
     if json:
         o.print_json({**record, "folder": str(folder)})
         return

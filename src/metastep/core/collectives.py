@@ -203,3 +203,63 @@ class QuietReplicas:
         for module, (gradients, buffers) in self._before.items():
             module.require_backward_grad_sync, module.require_forward_param_sync = gradients, buffers
         self._before.clear()
+
+
+def replicated(model: nn.Module) -> nn.Module:
+    """The model under DistributedDataParallel; as it is where there is nobody else."""
+    return nn.parallel.DistributedDataParallel(model) if rank_count() > 1 else model
+
+
+def without_replicas(model: nn.Module) -> nn.Module:
+    """The model that :func:`replicated` was given."""
+    found: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    return found
+
+
+# ---- a program on several ranks
+
+
+def join(backend: str, attempt: str) -> None:
+    """Meet the other processes that torchrun started.
+
+    Args:
+        backend: "gloo", or "cpu:gloo,cuda:nccl" for a program on CUDA devices.
+        attempt: how often torchrun has started them, so that nobody meets a process of an earlier attempt.
+    """
+    store, rank, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    own = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=rank, world_size=count)
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    dist.destroy_process_group()
+
+
+def rank_here() -> int:
+    """The number of this rank, 0 without a process group."""
+    return dist.get_rank() if rank_count() > 1 else 0
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's value, on all ranks: anything that can be pickled."""
+    if rank_count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all ranks, in order, on the first; elsewhere nothing."""
+    if rank_count() == 1:
+        return [value]
+    values = [None] * rank_count() if rank_here() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def wait_for_all() -> None:
+    """Go on when all ranks have come here."""
+    if rank_count() > 1:
+        dist.barrier()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metastep.core.collectives import without_replicas
 from metastep.meta.learner import MetaLearner
 from metastep.schedules import LearnedLR
 
@@ -30,7 +31,7 @@ class Trainer:
     """Takes training steps: forward, backward, clip, observe, step, and every now and then a meta-update.
 
     Args:
-        model: the network, in the mode (train) it is to run in, on its device.
+        model: the network, in the mode (train) it is to run in, on its device; under DDP where there are several ranks.
         optimizer: over the model's parameters.
         lr: the LearnedLR attached to the optimizer.
         loss: computes the mean training loss of a batch, with a graph.
@@ -77,12 +78,17 @@ class Trainer:
         self.steps += 1
         return loss.detach()
 
+    @property
+    def network(self) -> nn.Module:
+        """The model itself, whether it is under DDP or not."""
+        return without_replicas(self.model)
+
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, schedule, meta-optimizer, data order and random streams."""
         device = next(self.model.parameters()).device
         return {
             "steps": self.steps,
-            "model": self.model.state_dict(),
+            "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr": self.lr.state_dict(),
             "learner": None if self.learner is None else self.learner.state_dict(),
@@ -105,7 +111,7 @@ class Trainer:
             if (part is None) is not (state[name] is None):
                 raise ValueError(f"state and trainer must both have a {name}, or neither.")
         self.steps = state["steps"]
-        self.model.load_state_dict(state["model"])
+        self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr.load_state_dict(state["lr"])
         self.batches.load_state_dict(state["batches"])
