@@ -5,7 +5,10 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.optim import Optimizer
 
 ROWS = 8  # of the joined batch
@@ -18,12 +21,18 @@ def network() -> nn.Sequential:
 
 
 def wrapped(model: nn.Sequential, kind: str) -> nn.Module:
-    """The model as it is ("whole"), under DDP ("replicated") or under FSDP2 ("sharded")."""
+    """The model as it is ("whole"), under DDP ("replicated"), under FSDP2 ("sharded", or "hybrid": in pairs of ranks
+    that are replicas of each other), or with its layers cut by column and by row ("parallel")."""
     if kind == "replicated":
         return nn.parallel.DistributedDataParallel(model)
-    if kind == "sharded":
-        fully_shard(model[0])
-        return fully_shard(model)
+    if kind in ("sharded", "hybrid"):
+        shape, names = (2, dist.get_world_size() // 2), ("replicas", "shards")
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names) if kind == "hybrid" else None
+        fully_shard(model[0], mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+    if kind == "parallel":
+        plan = {"0": ColwiseParallel(output_layouts=Replicate()), "3": RowwiseParallel(input_layouts=Replicate())}
+        parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), plan)
     return model
 
 
@@ -34,14 +43,18 @@ class Loop:
         self.inner = network()
         self.model = wrapped(self.inner, kind)
         self.optimizer = make(list(self.inner.named_parameters()))
-        self.rank, self.ranks = (0, 1) if kind == "whole" else (dist.get_rank(), dist.get_world_size())
+        everything = kind in ("whole", "parallel")
+        self.rank, self.ranks = (0, 1) if everything else (dist.get_rank(), dist.get_world_size())
         self.random = torch.Generator().manual_seed(1)
 
     def loss(self) -> Tensor:
         """The mean loss of this rank's share of the next joined batch."""
-        x = torch.randn(ROWS, 4, generator=self.random)
-        y = torch.randint(3, (ROWS,), generator=self.random)
+        x, y = self.draw()
         return nn.functional.cross_entropy(self.model(self._share(x)), self._share(y))
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """The next joined batch."""
+        return torch.randn(ROWS, 4, generator=self.random), torch.randint(3, (ROWS,), generator=self.random)
 
     def backward(self) -> Tensor:
         """The loss, with its gradients."""

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from metastep.meta.linearity import check_linear_in_rate
 from metastep.meta.lookahead import check_placement, copy_parameters, into_displacements, stretch, validation_slopes
+from metastep.meta.meta_optimizer import published_adam
 from metastep.meta.unroll import Window
 from metastep.schedules import LearnedLR
 
@@ -103,7 +104,7 @@ class MetaLearner:
                 f"lr.schedule must have weights to learn, {type(lr.schedule).__name__} has none that require gradients."
             )
         if meta_optimizer is None:
-            meta_optimizer = torch.optim.Adam(weights, lr=meta_lr, weight_decay=1e-4)
+            meta_optimizer = published_adam(weights, meta_lr)
         elif not {id(p) for g in meta_optimizer.param_groups for p in g["params"]} & {id(w) for w in weights}:
             raise ValueError("meta_optimizer must hold lr.schedule.parameters(), it holds none of them.")
         self.lr = lr
