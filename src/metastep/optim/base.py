@@ -26,6 +26,7 @@ from metastep.optim.options import (
     number,
     with_defaults,
 )
+from metastep.optim.shards import add_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,6 +153,7 @@ class HyperOptimizer(Optimizer):
                     self.plain_step(group, parameters)
             else:
                 works.append(self._measure(position, group, parameters))
+        add_up(works)
         self.between_passes(works)
         self._adapt(works)
         for work in works:
@@ -187,11 +189,7 @@ class HyperOptimizer(Optimizer):
         work = gather(position, group, rates, direction, parameters, self.state, self._clock)
         if any(rates.last_updates[i] for i in work.active):
             rows = work.engine.measure(work)
-            if work.active_mask is not None:
-                whole = rows.new_zeros(rows.shape[0], rates.layout.tensor_of_row.shape[0])
-                whole[:, work.active_mask[rates.layout.tensor_of_row]] = rows
-                rows = whole
-            work.rows = scaled_rows(rates, rows.to(rates.layout.row_elements.dtype))
+            work.rows = scaled_rows(rates, work.all_rows(rows).to(rates.layout.row_elements.dtype))
         else:
             work.engine.begin(work)
         rates.counts += 1 if work.active_mask is None else work.active_mask

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metastep.core.collectives import is_sharded
 from metastep.optim.group_rates import SHARED_KEYS, rate_keys
 from metastep.optim.options import DRIVEN, OPTION_DEFAULTS, Group
 
@@ -33,6 +34,7 @@ def load(optimizer: HyperOptimizer, state_dict: StateDict, torch_load: Callable[
         seen["param_groups"] = completed_groups(optimizer, given)
         for saved, group in zip(seen["param_groups"], optimizer.param_groups, strict=False):
             check_states(optimizer, given["state"], saved, group)
+            check_shards(optimizer.key_prefix, given["state"], saved, group)
         return seen
 
     def restore(_: torch.optim.Optimizer) -> None:
@@ -79,6 +81,21 @@ def completed_groups(optimizer: HyperOptimizer, given: StateDict) -> list[Group]
         result.append({**fresh, **saved})
     result.extend(given["param_groups"][len(result) :])
     return result
+
+
+def check_shards(prefix: str, states: StateDict, saved: Group, group: Group) -> None:
+    """Refuse whole tensors for sharded parameters, and parts for whole ones."""
+    coarse = {prefix + key for key in rate_keys([level for level in saved["levels"] if level != "parameter"])}
+    for index, parameter in zip(saved["params"], group["params"], strict=False):
+        for key, value in states.get(index, {}).items():
+            like = isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
+            if like and key not in coarse and is_sharded(value) is not is_sharded(parameter):
+                kind, other = ("part", "whole tensors") if is_sharded(parameter) else ("whole", "a part of it")
+                raise ValueError(
+                    f"state_dict must have the {kind} of {key!r} that belongs to parameter {index}, got {other}; move "
+                    "the state by torch.distributed.checkpoint.state_dict.get_optimizer_state_dict and "
+                    "set_optimizer_state_dict, with StateDictOptions(full_state_dict=True) for whole tensors."
+                )
 
 
 def check_states(optimizer: HyperOptimizer, states: StateDict, saved: Group, group: Group) -> None:

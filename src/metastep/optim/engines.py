@@ -16,10 +16,11 @@ def choose_engine(work: Work) -> Engine:
     """The fastest engine that the group asks for and its tensors allow.
 
     On the CPU `compiled=None` takes the kernel for groups that are large enough to gain from it. On accelerators, where
-    compiling takes most of a minute, the passes are compiled only if `compiled=True` or `fused=True` asks for it.
+    compiling takes most of a minute, the passes are compiled only if `compiled=True` or `fused=True` asks for it. The
+    passes over shards run as they are.
     """
     asked = work.group["compiled"] if work.group["compiled"] is not None else work.group.get("fused")
-    if asked is False:
+    if asked is False or work.rates.shards is not None:
         return FOREACH
     if work.parameters[0].device.type != "cpu":
         driven = work.plan.parameter is not None and work.plan.parameter.rule == DRIVEN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from metastep.core.collectives import local, local_gradient
 from metastep.optim.engines import choose_engine
 from metastep.optim.group_rates import GroupRates, State, real_view
 from metastep.optim.namesake import start_buffer
@@ -60,9 +61,9 @@ def gather(
         direction=direction,
         plan=plan,
         active=active,
-        parameters=[real_view(p) for p in parameters],
-        gradients=[real_view(cast("Tensor", p.grad)) for p in parameters],
-        buffers={key: [real_view(states[p][key]) for p in parameters] for key in direction.buffers},
+        parameters=[real_view(local(p)) for p in parameters],
+        gradients=[real_view(cast("Tensor", local_gradient(p))) for p in parameters],
+        buffers={key: [real_view(local(states[p][key])) for p in parameters] for key in direction.buffers},
         active_mask=None if everyone else rates.mask(active),
         fresh=fresh,
     )

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metastep.core.collectives import local
 from metastep.core.levels import Layout, default_unit_dim, make_layout, spread
 from metastep.core.rates import Bounds, rate_of
 from metastep.optim.options import Group, bounds_of, start_weights
+from metastep.optim.shards import refuse_flattened, shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +51,8 @@ class GroupRates:
         names: Their names, or positions in the group.
         layout: Rows and how they fold.
         deviations: Level to packed deviations: (1,), (L,), (U,), float32 (float64 beside float64 parameters).
-        elementwise: Per member, the deviations of its elements; empty without the parameter level.
+        shards: Where the rows of sharded members are; None if all are whole.
+        elementwise: Per member, the deviations of its elements that are here; empty without the parameter level.
         weights: (J,) combination weights.
         rejections: (2, J) int64, updates that were clipped and that were rejected so far.
         counts: (T,) updates of each member.
@@ -60,6 +63,7 @@ class GroupRates:
     """
 
     def __init__(self, group: Group, members: list[Tensor], states: list[State]) -> None:
+        refuse_flattened(group, members)
         self.members = members
         self.bounds: Bounds = bounds_of(group)
         self.levels: tuple[str, ...] = group["levels"]
@@ -69,6 +73,7 @@ class GroupRates:
         self.names = [names[positions[id(p)]] if names else str(positions[id(p)]) for p in members]
         device = members[0].device
         self.layout = group_layout(group, members, self.names, device)
+        self.shards = shards_of(members, self.layout)
         double = any(p.dtype in (torch.float64, torch.complex128) for p in members) and device.type != "mps"
         self.dtype = torch.float64 if double else torch.float32
         self._pack(group, states, device)
@@ -106,7 +111,7 @@ class GroupRates:
                     state[key] = torch.zeros_like(
                         real, dtype=self.dtype if real.dtype == torch.float64 else torch.float32
                     )
-                self.elementwise.append(state[key])
+                self.elementwise.append(local(state[key]))
 
     def _views(self, i: int) -> dict[str, Tensor]:
         layout = self.layout

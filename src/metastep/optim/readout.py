@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from metastep.core.collectives import local
 from metastep.core.levels import row_views
 from metastep.optim.group_rates import GroupRates, real_view
 from metastep.optim.options import Group, start_weights
@@ -27,7 +28,8 @@ def rates(optimizer: HyperOptimizer) -> list[dict[str, Any]]:
         shape that broadcasts against the parameter), "weights", "clipped" and "rejected" (level to 0-d) and
         "alignment" (level to the last cosine between gradient and last direction, shaped like the level; empty until
         the second step). All rates include the schedule factor that `group["lr"]` now stands for. A parameter that
-        has had no gradient yet stands at the group's `lr`.
+        has had no gradient yet stands at the group's `lr`. Of sharded parameters "parameter" and, beside it, "combined"
+        are of the part that is here.
     """
     with torch.no_grad():
         groups = enumerate(optimizer.param_groups)
@@ -47,7 +49,8 @@ def read_group(group: Group, packed: GroupRates | None) -> dict[str, Any]:
             start = lr.to(parameter.device, copy=True)
             for level in levels:
                 if level != "global":
-                    result[level][name] = start.clone() if level != "parameter" else start.expand_as(parameter).clone()
+                    like = local(parameter) if level == "parameter" else start
+                    result[level][name] = start.expand_as(like).clone()
             result["combined"][name] = start
     if packed is None:
         result["weights"] = dict(zip(levels, torch.tensor(start_weights(group)), strict=True))
@@ -58,9 +61,10 @@ def read_group(group: Group, packed: GroupRates | None) -> dict[str, Any]:
         result["global"] = result["global"] * factor
     by_level = {level: packed.rates(level) * factor for level in packed.deviations}
     fill(result, packed, by_level)
-    combined = row_views(
-        packed.combined_rows() * factor, packed.layout.unit_dims, [real_view(p) for p in packed.members]
-    )
+    rows, members = packed.combined_rows() * factor, [real_view(p) for p in packed.members]
+    if packed.shards is not None and "parameter" in levels:  # rates of elements are where the elements are
+        rows, members = rows[packed.shards.places(range(len(members)))], [real_view(local(p)) for p in packed.members]
+    combined = row_views(rows, packed.layout.unit_dims, members)
     for i, name in enumerate(packed.names):
         if "parameter" in levels:
             fine = packed.elementwise_rates(i) * factor

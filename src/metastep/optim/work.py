@@ -72,7 +72,20 @@ class Work:
         return per_member if self.active_mask is None else per_member[self.active_mask]
 
     def rows_of_active(self, per_row: Tensor) -> Tensor:
-        """The rows of active tensors out of an (R,) vector."""
-        if self.active_mask is None:
-            return per_row
-        return per_row[self.active_mask[self.rates.layout.tensor_of_row]]
+        """The rows of active tensors, those that are here, out of an (R,) vector."""
+        chosen = self._chosen_rows()
+        return per_row if chosen is None else per_row[chosen]
+
+    def all_rows(self, of_active: Tensor) -> Tensor:
+        """(K, R) out of the rows of active tensors that are here; others are zero."""
+        chosen = self._chosen_rows()
+        if chosen is None:
+            return of_active
+        whole = of_active.new_zeros(of_active.shape[0], self.rates.layout.tensor_of_row.shape[0])
+        whole[:, chosen] = of_active
+        return whole
+
+    def _chosen_rows(self) -> Tensor | None:
+        if self.rates.shards is not None:
+            return self.rates.shards.places(self.active)
+        return None if self.active_mask is None else self.active_mask[self.rates.layout.tensor_of_row]
