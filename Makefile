@@ -46,7 +46,7 @@ format: $(READY)  ## put the code into its format and mend what ruff can mend
 	$(BIN)/ruff format
 
 bench: $(READY)  ## run every benchmark
-	@set -e; for file in $(BENCHES); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+	@set -e; for file in $(BENCHES) benchmarks/collectives.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
 bench-gpu: $(READY)  ## run the tests marked gpu, then every benchmark on a CUDA device
 	$(BIN)/python -m pytest -m gpu
