@@ -62,7 +62,9 @@ def test_a_task_can_be_sent_to_another_process(task):
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_names():
-    with pytest.raises(ValueError, match="'cifar10/resnet9'; did you mean cifar10/resnet8 or cifar10/resnet18"):
+    with pytest.raises(
+        ValueError, match="'cifar10/resnet9'; did you mean cifar10/resnet8 or cifar10/resnet34 or cifar10/resnet18"
+    ):
         load_task("cifar10/resnet9")
     with pytest.raises(ValueError, match=r"got '%%'; the tasks are digits/mlp, digits/convnet"):
         load_task("%%")

@@ -28,8 +28,9 @@ class Batch:
 
     Args:
         inputs: (batch, channels, height, width) float32 images, channels last in memory, or (batch, time)
-            int64 tokens.
-        targets: (batch,) int64 classes, or (batch, time) int64 tokens: the inputs one position later.
+            int64 tokens, or (batch, columns) float32 numbers, or (batch,) int64 words.
+        targets: (batch,) int64 classes or words, or (batch, time) int64 tokens: the inputs one position later, or
+            (batch, outputs) float32 numbers.
         carry: hidden state that enters this batch, for recurrent language models.
     """
 

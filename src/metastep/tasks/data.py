@@ -13,12 +13,18 @@ class Data(ABC):
     """Four splits, and streams of batches over them.
 
     Args:
-        num_classes: Number of classes, or the size of the vocabulary.
+        num_classes: Number of classes, or the size of the vocabulary; for numbers to predict, which are standardised,
+            `CLASSES_OF_STANDARDISED_TARGETS`.
         notes: What was read.
     """
 
     num_classes: int
     notes: str
+
+    @property
+    def network_outputs(self) -> int:
+        """Numbers that the network is to give for an example or token."""
+        return self.num_classes
 
     @property
     @abstractmethod

@@ -2,7 +2,7 @@
 
 import torch
 
-from metastep.tasks.images import ImageData, ImageStore, split_images
+from metastep.tasks.images import ImageData, ImageStore, as_reconstruction, split_images
 from metastep.tasks.request import Request
 from metastep.tasks.sources import optional_module
 
@@ -15,14 +15,14 @@ def load_digits(request: Request) -> ImageData:
     images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(3)  # (1797, 8, 8, 1)
     store = ImageStore(images, torch.from_numpy(bunch.target).long())
     return ImageData(
-        splits_by_name=split_images(
-            store,
-            TEST_SIZE,
-            request=request,
-            num_classes=10,
-        ),
+        splits_by_name=split_images(store, TEST_SIZE, request=request, num_classes=10),
         num_classes=10,
         mean=(4.884,),
         std=(6.017,),
         notes="scikit-learn's bundled digits, 1797 images of 8 x 8 pixels",
     )
+
+
+def load_digits_to_reconstruct(request: Request) -> ImageData:
+    """Read the digits, each of which is its own target."""
+    return as_reconstruction(load_digits(request))

@@ -1,17 +1,18 @@
 """Labelled images in memory as uint8, their splits, and the stream of batches over one split."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from metastep.tasks.augment import crop_and_flip
-from metastep.tasks.batches import Batch, Batches, check_same_stream
+from metastep.tasks.batches import Batch
 from metastep.tasks.data import Data
+from metastep.tasks.epochs import EpochBatches
+from metastep.tasks.kinds import CLASSES_OF_STANDARDISED_TARGETS
 from metastep.tasks.request import Request
-from metastep.tasks.splits import SPLITS, balanced_order, size_left, size_to_train
+from metastep.tasks.splits import SPLITS, balanced_order, split_order
 
 # Shapes: N images in the store, n of them in a split, C channels, H x W pixels.
 
@@ -69,14 +70,19 @@ class ImageData(Data):
         mean: Per channel, in pixel values (0..255).
         std: Per channel, in pixel values.
         padding: Zeros around an image before the random crop; None: the data are not augmented.
+        reconstructs: Whether the flattened inputs are the targets, and not the labels.
     """
 
     splits_by_name: Mapping[str, ImageSplit]
-    num_classes: int
-    notes: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int | None = None
+    reconstructs: bool = False
+
+    @property
+    def network_outputs(self) -> int:
+        """One per class, or per number of an image."""
+        return self.splits_by_name["train"].store.images[0].numel() if self.reconstructs else self.num_classes
 
     @property
     def augments(self) -> bool:
@@ -101,8 +107,18 @@ class ImageData(Data):
         )
 
 
+def as_reconstruction(data: ImageData) -> ImageData:
+    """Give the same images, without augmentation, to be given back by the network."""
+    return replace(data, reconstructs=True, padding=None, num_classes=CLASSES_OF_STANDARDISED_TARGETS)
+
+
 def split_images(
-    train: ImageStore, test: ImageStore | int, *, request: Request, num_classes: int
+    train: ImageStore,
+    test: ImageStore | int,
+    *,
+    request: Request,
+    num_classes: int,
+    test_size: int | None = None,
 ) -> dict[str, ImageSplit]:
     """Hold class-balanced splits out of `train`, and spoil the labels of what remains if asked.
 
@@ -111,43 +127,25 @@ def split_images(
         test: Test images, or how many of `train` to keep for the test.
         request: Sizes of the splits, and the label noise.
         num_classes: Number of classes.
+        test_size: Keep so many of the test images only, class-balanced; None: all.
 
     Raises:
         ValueError: If the sizes are impossible.
     """
-    inner_valid, outer_valid = request.inner_valid, request.outer_valid
-    order = balanced_order(train.labels)
-    splits = {}
-    if isinstance(test, int):
-        splits["test"] = ImageSplit(train, order[:test], train.labels[order[:test]])
-        order = order[test:]
-    else:
-        splits["test"] = ImageSplit(test, torch.arange(len(test.labels)), test.labels)
-    left = size_left(len(order), inner_valid=inner_valid, outer_valid=outer_valid)
-    # inner_valid comes first, so that it stays the same whatever the size of the others.
-    start = 0
-    for name, size in (
-        ("inner_valid", inner_valid),
-        ("outer_valid", outer_valid),
-        ("train", size_to_train(left, request.train_size)),
-    ):
-        rows = order[start : start + size]
-        splits[name] = ImageSplit(train, rows, train.labels[rows])
-        start += size
+    rows = split_order(balanced_order(train.labels), request, test=test if isinstance(test, int) else 0)
+    splits = {name: ImageSplit(train, rows[name], train.labels[rows[name]]) for name in SPLITS}
+    if not isinstance(test, int):
+        chosen = torch.arange(len(test.labels)) if test_size is None else balanced_order(test.labels)[:test_size]
+        splits["test"] = ImageSplit(test, chosen, test.labels[chosen])
     if request.label_noise is not None:
         clean = splits["train"]
         noisy = request.label_noise.apply(clean.labels, num_classes)
         splits["train"] = ImageSplit(train, clean.rows, noisy)
-    return {name: splits[name] for name in SPLITS}
+    return splits
 
 
-class ImageBatches(Batches):
-    """Batches of one split: shuffled anew every epoch, augmented, normalised.
-
-    All random numbers of an epoch are drawn when it begins, from a generator of the stream's own, on the CPU:
-    the batches are the same on every device, and the generator's state at the start of the epoch with the
-    position in it are all that a continuation needs.
-    """
+class ImageBatches(EpochBatches):
+    """Batches of one split: shuffled anew every epoch, augmented, normalised."""
 
     def __init__(
         self,
@@ -161,63 +159,30 @@ class ImageBatches(Batches):
         shuffle: bool,
     ) -> None:
         chosen = data.splits_by_name[split]
-        self.epoch = 0
-        self._position = 0  # of the next batch in the epoch
-        self._batch_size = batch_size
-        self._settings = {
-            "split": split,
-            "examples": len(chosen.rows),
-            "batch_size": batch_size,
-            "augment": augment,
-        }
         self._images = chosen.store.on(device)  # (N, H, W, C) uint8
         self._split_rows, self._split_labels = chosen.rows, chosen.labels
         self._device = device
-        self._shuffle = shuffle
         self._padding = data.padding if augment else None
+        self._reconstructs = data.reconstructs
         width = chosen.store.images.shape[2]
         self._mean = torch.tensor(data.mean, device=device).repeat(width)  # (W * C,): a row of pixels
         self._scale = 1 / torch.tensor(data.std, device=device).repeat(width)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._begin_epoch()
+        settings = {"split": split, "augment": augment}
+        super().__init__(settings, examples=len(chosen.rows), batch_size=batch_size, seed=seed, shuffle=shuffle)
 
-    def _begin_epoch(self) -> None:
-        n = len(self._split_rows)
-        self._epoch_state = self._generator.get_state()
-        order = torch.randperm(n, generator=self._generator) if self._shuffle else torch.arange(n)
+    def _draw(self, order: Tensor, generator: torch.Generator) -> None:
         self._rows = self._split_rows[order].to(self._device)  # (n,) int64
         self._labels = self._split_labels[order].to(self._device)  # (n,) int64
         if self._padding is not None:
-            offsets = torch.randint(2 * self._padding + 1, (n, 2), generator=self._generator)
-            flips = torch.randint(2, (n,), generator=self._generator)
+            offsets = torch.randint(2 * self._padding + 1, (len(order), 2), generator=generator)
+            flips = torch.randint(2, (len(order),), generator=generator)
             self._offsets, self._flips = offsets.to(self._device), flips.to(self._device)
 
-    def __next__(self) -> Batch:
-        if self._position >= len(self._rows):
-            self.epoch += 1
-            self._position = 0
-            self._begin_epoch()
-        part = slice(self._position, self._position + self._batch_size)
-        self._position += len(self._rows[part])
+    def _take(self, part: slice) -> Batch:
         images = self._images.index_select(0, self._rows[part])
         if self._padding is not None:
             images = crop_and_flip(images, self._offsets[part], self._flips[part], padding=self._padding)
         pixels = images.flatten(2).float().sub_(self._mean).mul_(self._scale)
         # (batch, C, H, W) with the channels last in memory, on which convolutions are a third faster on a CPU.
-        return Batch(pixels.view(images.shape).permute(0, 3, 1, 2), self._labels[part])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give settings, epoch, position, and the generator as it was when the epoch began."""
-        return {
-            **self._settings,
-            "epoch": self.epoch,
-            "position": self._position,
-            "generator": self._epoch_state.clone(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken."""
-        check_same_stream(state, self._settings)
-        self._generator.set_state(state["generator"].cpu())
-        self._begin_epoch()
-        self.epoch, self._position = state["epoch"], state["position"]
+        inputs = pixels.view(images.shape).permute(0, 3, 1, 2)
+        return Batch(inputs, inputs.flatten(1) if self._reconstructs else self._labels[part])

@@ -9,7 +9,6 @@ from metastep.tasks.text import TextData
 PTB = Layout(folders=("ptb", "simple-examples/data"), train=("ptb.train.txt",), test=("ptb.valid.txt", "ptb.test.txt"))
 PTB_REMAINS = Layout(folders=("ptb",), train=("valid.txt",), test=("test.txt",))
 SHAKESPEARE = Layout(folders=("text",), train=("tinyshakespeare.txt",))
-SHAKESPEARE_TEST = 40_000
 
 
 def read_ptb(request: Request, *, chunk: int) -> TextData:
@@ -49,8 +48,8 @@ def read_ptb(request: Request, *, chunk: int) -> TextData:
     )
 
 
-def read_shakespeare(request: Request, *, chunk: int, recurrent: bool) -> TextData:
-    """Read Shakespeare's characters: the last 40,000 are the test, before them inner_valid, then outer_valid.
+def read_shakespeare(request: Request, *, chunk: int, recurrent: bool, test: int = 40_000) -> TextData:
+    """Read Shakespeare's characters: the last `test` are the test, before them inner_valid, then outer_valid.
 
     In the order of the text: train, outer_valid, inner_valid, test. The vocabulary is the whole text's.
     """
@@ -58,7 +57,7 @@ def read_shakespeare(request: Request, *, chunk: int, recurrent: bool) -> TextDa
     characters = read_characters(found.train[0])
     numbers = vocabulary(characters)
     tokens = encode(characters, numbers)
-    test_start = max(len(tokens) - SHAKESPEARE_TEST, 0)
+    test_start = max(len(tokens) - test, 0)
     inner_start = test_start - request.inner_valid
     left = size_left(test_start, inner_valid=request.inner_valid, outer_valid=request.outer_valid)
     return TextData(

@@ -5,6 +5,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from metastep.tasks.request import Request
+
 SPLITS: Final = ("train", "inner_valid", "outer_valid", "test")
 SPLIT_SEED: Final = 200714546
 
@@ -59,3 +61,24 @@ def size_to_train(left: int, train_size: int | None) -> int:
     if train_size is not None and not 1 <= train_size <= left:
         raise ValueError(f"train_size must be in 1..{left}, got {train_size}; use None for all {left}.")
     return left if train_size is None else train_size
+
+
+def split_order(order: Tensor, request: Request, *, test: int = 0) -> dict[str, Tensor]:
+    """Cut an order of examples into splits; inner_valid stays the same whatever the size of the others.
+
+    Args:
+        order: (examples,) int64, such as `balanced_order` gives.
+        request: Sizes of the splits.
+        test: Size of a test split, taken from the beginning; 0: the test examples are elsewhere.
+
+    Raises:
+        ValueError: If the sizes are impossible.
+    """
+    inner, outer = request.inner_valid, request.outer_valid
+    left = size_left(len(order) - test, inner_valid=inner, outer_valid=outer)
+    sizes = {"test": test, "inner_valid": inner, "outer_valid": outer, "train": size_to_train(left, request.train_size)}
+    rows, start = {}, 0
+    for name, size in sizes.items():
+        rows[name] = order[start : start + size]
+        start += size
+    return {name: rows[name] for name in SPLITS}

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from metastep.tasks.batches import Batch, Batches
 from metastep.tasks.data import Data
+from metastep.tasks.kinds import METRICS, Kind, Metric, mean_loss, tally
+from metastep.tasks.noise import LabelNoise
 from metastep.tasks.request import Request
 
 
@@ -20,9 +21,9 @@ class Recipe:
 
     Args:
         name: "data/network".
-        kind: "classification" or "language".
+        kind: "classification", "language", "regression" or "reconstruction".
         summary: One line for lists.
-        network: Makes the network, given the number of classes.
+        network: Makes the network, given the number of its outputs: the classes, where there are any.
         read: Reads and splits the data.
         batch_size: Examples a step; for text the number of parallel stretches.
         eval_batch_size: The same in evaluations.
@@ -33,10 +34,11 @@ class Recipe:
         clip_norm: Bound on the norm of the whole gradient; None: no clipping.
         inner_valid: Default size of that split.
         outer_valid: Default size of that split.
+        label_noise: Of the training labels, if noise is what the task is about.
     """
 
     name: str
-    kind: Literal["classification", "language"] = "classification"
+    kind: Kind = "classification"
     summary: str
     network: Callable[[int], nn.Module] = field(repr=False)
     read: Callable[[Request], Data] = field(repr=False)
@@ -49,6 +51,7 @@ class Recipe:
     clip_norm: float | None = None
     inner_valid: int
     outer_valid: int
+    label_noise: LabelNoise | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +81,22 @@ class Task(Recipe):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, or the size of the vocabulary."""
+        """Number of classes, or size of the vocabulary; where numbers are predicted, 3.
+
+        There it is what a learned schedule is to take the loss for: targets are standardised, so the loss of a
+        network that knows nothing is about 1, as is the cross-entropy of 3 classes that it cannot tell apart.
+        """
         return self.data.num_classes
 
     @property
     def text(self) -> bool:
         """Whether this is a language model."""
         return self.kind == "language"
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured beside the loss: "accuracy", "perplexity" or "r2"."""
+        return METRICS[self.kind]
 
     @property
     def notes(self) -> str:
@@ -98,7 +110,7 @@ class Task(Recipe):
 
     def make_model(self) -> nn.Module:
         """Make a freshly initialised network, drawn from torch's global generator."""
-        return self.network(self.num_classes)
+        return self.network(self.data.network_outputs)
 
     def batches(
         self,
@@ -141,12 +153,12 @@ class Task(Recipe):
         return self.data.steps_per_epoch("train", batch_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Give the mean cross-entropy of a batch in nats, a 0-d tensor with a graph.
+        """Give the mean cross-entropy of a batch in nats, or its mean squared error: a 0-d tensor with a graph.
 
         A recurrent network starts from the state that entered the batch, however often this is asked, and
         leaves its last state, detached, for the next batch of the stream.
         """
-        return _cross_entropy(_logits(model, batch), batch.targets)
+        return mean_loss(self.kind, _outputs(model, batch), batch.targets)
 
     def evaluate(
         self,
@@ -157,7 +169,7 @@ class Task(Recipe):
         max_batches: int | None = None,
         device: torch.device | str = "cpu",
     ) -> dict[str, float]:
-        """Give the mean loss, and the accuracy or the perplexity, over a split in eval mode.
+        """Give the mean loss and the metric over a split in eval mode.
 
         Neither the modules' train/eval flags nor torch's global generator are changed; nothing is augmented.
 
@@ -169,7 +181,8 @@ class Task(Recipe):
             device: Where the model is.
 
         Returns:
-            {"loss", "accuracy"} with the accuracy in [0, 1], or {"loss", "perplexity"}.
+            {"loss", "accuracy"} with the accuracy in [0, 1], or {"loss", "perplexity"}, or {"loss", "r2"} with
+            the share of the targets' variance that the network explains, at most 1.
 
         Raises:
             ValueError: If the split is unknown or empty, or a size is not positive.
@@ -184,22 +197,16 @@ class Task(Recipe):
             split, batch_size=batch_size, seed=0, device=torch.device(device), augment=False, shuffle=False
         )
         training = [(module, module.training) for module in model.modules()]
-        losses, correct, count = [], [], 0
+        sums = tally(self.kind)
         try:
             model.eval()
             with torch.no_grad():
                 for batch in islice(stream, steps):
-                    logits = _logits(model, batch)
-                    losses.append(_cross_entropy(logits, batch.targets, reduction="sum"))
-                    correct.append((logits.argmax(-1) == batch.targets).sum())
-                    count += batch.targets.numel()
+                    sums.add(_outputs(model, batch), batch.targets)
         finally:
             for module, flag in training:
                 module.training = flag
-        loss = torch.stack(losses).cpu().double().sum() / count
-        if self.text:
-            return {"loss": loss.item(), "perplexity": loss.exp().item()}
-        return {"loss": loss.item(), "accuracy": torch.stack(correct).sum().item() / count}
+        return sums.scores()
 
     def _check(self, split: str, batch_size: int) -> None:
         if split not in self.splits:
@@ -210,15 +217,11 @@ class Task(Recipe):
             raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Run the network: (batch, classes), or (batch, time, classes) for text."""
+def _outputs(model: nn.Module, batch: Batch) -> Tensor:
+    """Run the network: (batch, outputs), or (batch, time, classes) for text."""
     if batch.carry is None:
-        logits: Tensor = model(batch.inputs)
-        return logits
-    logits, state = model(batch.inputs, batch.carry.entering)
+        outputs: Tensor = model(batch.inputs)
+        return outputs
+    outputs, state = model(batch.inputs, batch.carry.entering)
     batch.carry.leaving = tuple(part.detach() for part in state)
-    return logits
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    return cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+    return outputs

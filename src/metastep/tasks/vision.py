@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and MNIST, in whichever standard layout they are found."""
+"""CIFAR-10, CIFAR-100, MNIST, SVHN and TinyImageNet, in whichever standard layout they are found."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from metastep.tasks.loaders.decode import Labelled
 from metastep.tasks.loaders.idx import read_idx_pair
 from metastep.tasks.loaders.image_folder import read_image_files
 from metastep.tasks.loaders.parquet import read_parquet
+from metastep.tasks.loaders.svhn import read_svhn
+from metastep.tasks.loaders.tiny_imagenet import read_tiny_imagenet
 from metastep.tasks.request import Request
 from metastep.tasks.sources import Layout, find_files
 
@@ -43,6 +45,7 @@ class ImageSet:
         mean: Per channel, for pixel values in [0, 1].
         std: Per channel, for pixel values in [0, 1].
         padding: Of the random crop; None: no augmentation.
+        test_size: Test on so many images only, class-balanced; None: on all.
     """
 
     title: str
@@ -52,13 +55,16 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int | None
+    test_size: int | None = None
 
     def __call__(self, request: Request) -> ImageData:
         """Find, read and split the images."""
         found = find_files(self.title, self.formats, request.data_dir)
         train, test = (self._store(found.layout, files) for files in (found.train, found.test))
         return ImageData(
-            splits_by_name=split_images(train, test, request=request, num_classes=self.num_classes),
+            splits_by_name=split_images(
+                train, test, request=request, num_classes=self.num_classes, test_size=self.test_size
+            ),
             num_classes=self.num_classes,
             notes=f"{self.title} from {found.folder.name}/{found.layout.train[0]}",
             mean=tuple(255 * value for value in self.mean),
@@ -156,4 +162,42 @@ MNIST = ImageSet(
     mean=(0.1307,),
     std=(0.3081,),
     padding=None,
+)
+SVHN = ImageSet(
+    title="SVHN",
+    formats=(
+        Format(
+            folders=("svhn", "SVHN"),
+            train=("train_32x32.mat",),
+            test=("test_32x32.mat",),
+            read=read_svhn,
+        ),
+        Format(
+            folders=("svhn",),
+            train=("train-*.parquet",),
+            test=("test-*.parquet",),
+            read=partial(read_parquet, channels=3),
+        ),
+    ),
+    shape=_CIFAR_SHAPE,
+    num_classes=10,
+    mean=(0.4377, 0.4438, 0.4728),
+    std=(0.1980, 0.2010, 0.1970),
+    padding=None,  # a mirrored number is another one, or none
+)
+TINY_IMAGENET = ImageSet(
+    title="TinyImageNet",
+    formats=(
+        Format(
+            folders=("tiny-imagenet-200",),
+            train=("train/*/images/*.JPEG",),
+            test=("val/val_annotations.txt", "val/images/*.JPEG"),  # the labels of its own test are not published
+            read=read_tiny_imagenet,
+        ),
+    ),
+    shape=(64, 64, 3),
+    num_classes=200,
+    mean=(0.4802, 0.4481, 0.3975),
+    std=(0.2770, 0.2691, 0.2821),
+    padding=4,
 )

@@ -45,21 +45,25 @@ class BasicBlock(nn.Module):
         return relu(self.residual(x) + self.shortcut(x))
 
 
-def resnet(num_classes: int, *, widths: Sequence[int], blocks: int, projection: bool) -> nn.Sequential:
+def resnet(
+    num_classes: int, *, widths: Sequence[int], blocks: int | Sequence[int], projection: bool, channels: int = 3
+) -> nn.Sequential:
     """Make a residual network; each stage after the first halves the resolution.
 
     Args:
         num_classes: Outputs.
         widths: Channels of the stages: (16, 32, 64) for ResNet-8 (one block a stage), (64, 128, 256, 512) for
-            ResNet-18 (two).
-        blocks: Blocks a stage.
+            ResNet-18 (two) and ResNet-34 (3, 4, 6, 3).
+        blocks: Blocks a stage, or of each stage.
         projection: Whether a shortcut that changes shape is a 1 x 1 convolution, or else has no parameters.
+        channels: Channels of the images.
     """
-    stem = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+    numbers = [blocks] * len(widths) if isinstance(blocks, int) else blocks
+    stem = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     stages: list[nn.Module] = []
     fan_in = widths[0]
-    for stage, width in enumerate(widths):
-        for block in range(blocks):
+    for stage, (width, number) in enumerate(zip(widths, numbers, strict=True)):
+        for block in range(number):
             stride = 2 if stage > 0 and block == 0 else 1
             stages.append(BasicBlock(fan_in, width, stride=stride, projection=projection))
             fan_in = width

@@ -6,10 +6,11 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 class Attention(nn.Module):
-    """Causal self-attention of several heads."""
+    """Self-attention of several heads, causal where no token may see those behind it."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.heads = heads
         self.project_in = nn.Linear(width, 3 * width)
         self.project_out = nn.Linear(width, width)
@@ -19,7 +20,7 @@ class Attention(nn.Module):
         batch, time, width = x.shape
         split = self.project_in(x).view(batch, time, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (batch, heads, time, width / heads)
-        mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         out: Tensor = self.project_out(mixed.transpose(1, 2).reshape(batch, time, width))
         return out
 
@@ -27,9 +28,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x <- x + attention(norm x); x <- x + perceptron(norm x)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, causal=causal))
         self.perceptron = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
@@ -56,7 +57,7 @@ class TransformerLanguageModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(Block(width, heads, causal=True) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         for embedding in (self.embedding, self.position):
             nn.init.normal_(embedding.weight, std=0.02)

@@ -1,0 +1,1 @@
+"""The entries of the table of tasks, by what is read."""
