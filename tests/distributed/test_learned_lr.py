@@ -12,6 +12,7 @@ from tests.integrations.digits import Noting
 from tests.schedules.loops import null
 
 import metastep as ms
+from metastep.schedules.window import LossWindow
 
 
 def read(*windows: list[float], **options: Any) -> tuple[list[float], ms.LearnedLR]:
@@ -119,6 +120,15 @@ def test_a_step_costs_one_message_of_24_bytes(found: list[dict[str, Any]]) -> No
 
 def test_a_closed_form_sends_nothing(found: list[dict[str, Any]]) -> None:
     assert all(rank["closed form"] == [] for rank in found)
+
+
+def test_sharing_a_window_on_an_accelerator_reads_nothing_back() -> None:
+    window = LossWindow()
+    for _ in range(2):
+        window.add(torch.empty((), device="meta"))  # which has no value to be read
+        window.add(1.0)
+        window.share(lambda sums: 2 * sums)
+        assert window.close().device.type == "meta"
 
 
 @pytest.mark.parametrize("group", ["gloo", True, 2])
