@@ -199,5 +199,13 @@ def test_a_small_group_is_not_worth_a_kernel_unless_asked(monkeypatch):
 
 @needs_compiler
 def test_the_build_warns_of_nothing(tmp_path):
-    command = [build.compiler(), *build.FLAGS, "-fopenmp", "-Wall", "-Wextra", "-fsyntax-only", str(build.SOURCE)]
+    command = [
+        build.compiler(),
+        *build.FLAGS,
+        "-fopenmp",
+        "-Wall",
+        "-Wextra",
+        "-fsyntax-only",
+        *map(str, build.SOURCES),
+    ]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""

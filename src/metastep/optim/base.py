@@ -186,24 +186,25 @@ class HyperOptimizer(Optimizer):
         """First pass over one group: its sums, and its buffers advanced."""
         direction = self.direction(group)
         rates = self._group_rates(position, group, parameters, direction)
-        work = gather(position, group, rates, direction, parameters, self.state, self._clock)
+        work = gather(position, group, rates, direction, parameters, self._clock)
         if any(rates.last_updates[i] for i in work.active):
             rows = work.engine.measure(work)
-            work.rows = scaled_rows(rates, work.all_rows(rows).to(rates.layout.row_elements.dtype))
+            work.rows = work.all_rows(rows).to(rates.layout.row_elements.dtype)
         else:
             work.engine.begin(work)
         rates.counts += 1 if work.active_mask is None else work.active_mask
         return work
 
     def _adapt(self, works: list[Work]) -> None:
-        moving = [work for work in works if work.rows is not None]
+        shared = self.param_groups[0]["scope"] == "all"
+        moving = [work for work in works if work.rows is not None and (shared or not work.engine.adapt(work))]
         if not moving:
             return
-        shared = self.param_groups[0]["scope"] == "all"
         first = self.param_groups[0]["initial_rate"] or 1.0
         parts = []
         for work in moving:
             assert work.rows is not None
+            work.rows = scaled_rows(work.rates, work.rows)
             ratio = work.group["initial_rate"] / first if shared else 1.0
             beta = hyper_rates(work.group).get("global", 0.0)
             parts.append(global_sums(work.rates, work.rows, work.fresh, ratio, beta))
@@ -245,18 +246,19 @@ class HyperOptimizer(Optimizer):
             rates.factors.copy_(torch.where(work.active_mask, factor, rates.factors))
         work.engine.move(work)
         for i in work.active:
-            rates.last_updates[i] = self._clock + 1
-            self.state[rates.members[i]]["last_update"] = self._clock + 1
+            rates.last_updates[i] = rates.states[i]["last_update"] = self._clock + 1
 
     def _group_rates(self, position: int, group: Group, parameters: list[Tensor], direction: Direction) -> GroupRates:
         """The packed rates of a group, made anew when a member joined, state was replaced or settings changed."""
         if group["initial_rate"] == 0.0 and float(group["lr"]) > 0.0:
             group["initial_rate"] = float(group["lr"])  # a rate that starts at zero starts when it is first set
-        packed, here = self._packed[position], {id(p) for p in parameters}
-        members = [p for p in group["params"] if id(p) in here or "last_update" in self.state.get(p, ())]
+        members = parameters
+        if len(parameters) != len(group["params"]):
+            here = {id(p) for p in parameters}
+            members = [p for p in group["params"] if id(p) in here or "last_update" in self.state.get(p, ())]
         states: list[State] = [self.state[p] for p in members]
-        complete = all(key in state for state in states for key in direction.buffers)
-        if complete and packed is not None and packed.serves(group, members, states):
+        packed = self._packed[position]
+        if packed is not None and packed.serves(group, members, states, direction.buffers):
             return packed
         for p, state in zip(members, states, strict=True):
             start_state(p, state, direction)

@@ -12,7 +12,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "native_rates.cpp"))
+HEADER = Path(__file__).with_name("native_exponential.h")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math")
 
 
@@ -47,7 +48,12 @@ def load() -> ctypes.CDLL | None:
 
 def fingerprint(command: str) -> str:
     """What the built library depends on: source, flags, compiler and the processor's instruction sets."""
-    parts = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), command.encode(), str(os.path.getmtime(command)).encode()]
+    parts = [
+        *(source.read_bytes() for source in SOURCES),
+        " ".join(FLAGS).encode(),
+        command.encode(),
+        str(os.path.getmtime(command)).encode(),
+    ]
     processor = Path("/proc/cpuinfo")
     if processor.exists():
         lines = processor.read_text(errors="replace").splitlines()
@@ -63,12 +69,16 @@ def build(command: str, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
         run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=300)
-        arguments = [command, *FLAGS, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", str(compiled)]
-        try:
-            run([*arguments, "-fprefetch-loop-arrays"])  # GCC's own, worth 5 %
-        except subprocess.CalledProcessError:
-            run(arguments)
-        run([command, "-shared", str(compiled), "-o", str(linked)])
+        linked = Path(folder, "native.so")
+        objects = []
+        for source in SOURCES:
+            compiled = str(Path(folder, source.stem + ".o"))
+            arguments = [command, *FLAGS, "-fopenmp", "-fPIC", "-c", str(source), "-o", compiled]
+            try:
+                run([*arguments, "-fprefetch-loop-arrays"])  # GCC's own, worth 5 %
+            except subprocess.CalledProcessError:
+                run(arguments)
+            objects.append(compiled)
+        run([command, "-shared", *objects, "-o", str(linked)])
         linked.replace(path)

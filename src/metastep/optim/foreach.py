@@ -30,6 +30,11 @@ class Foreach:
             work.direction, work.plan, work.parameters, work.gradients, work.buffers, work.counts(), rates
         )
 
+    def adapt(self, work: Work) -> bool:
+        """Leave the rates between the passes to `adapt.adapt`."""
+        del work
+        return False
+
     def move(self, work: Work) -> None:
         """Second pass, see `phases.move`."""
         phases.move(work.direction, work.plan, work.parameters, work.buffers, work.counts(), applied(work))

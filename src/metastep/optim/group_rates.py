@@ -8,6 +8,7 @@ the two. Where a view was replaced (by loading, or by moving state between devic
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,11 @@ def rate_keys(levels: Sequence[str]) -> tuple[str, ...]:
     return (*SHARED_KEYS, *(deviation_key(level) for level in levels))
 
 
+def bounds_arguments(group: Group) -> tuple[object, ...]:
+    """What the bounds are made of."""
+    return group["initial_rate"], group["min_lr"], group["max_lr"]
+
+
 def real_view(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers, a real one as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -48,6 +54,7 @@ class GroupRates:
 
     Attributes:
         members: The parameters, in the group's order.
+        states: Their entries in the optimizer's state.
         names: Their names, or positions in the group.
         layout: Rows and how they fold.
         deviations: Level to packed deviations: (1,), (L,), (U,), float32 (float64 beside float64 parameters).
@@ -65,7 +72,11 @@ class GroupRates:
     def __init__(self, group: Group, members: list[Tensor], states: list[State]) -> None:
         refuse_flattened(group, members)
         self.members = members
+        self.states = states
+        self.everyone = list(range(len(members)))
+        self.complex = any(p.is_complex() for p in members)
         self.bounds: Bounds = bounds_of(group)
+        self._bounds_from = bounds_arguments(group)
         self.levels: tuple[str, ...] = group["levels"]
         self.rule: str = group["rule"]
         positions = {id(p): i for i, p in enumerate(group["params"])}
@@ -130,16 +141,25 @@ class GroupRates:
             views[deviation_key("unit")] = self.deviations["unit"][start : start + layout.row_counts[i]]
         return views
 
-    def serves(self, group: Group, members: list[Tensor], states: list[State]) -> bool:
+    def serves(self, group: Group, members: list[Tensor], states: list[State], buffers: Sequence[str]) -> bool:
         """Whether these vectors are still what the states show, for these members and settings."""
-        return (
-            len(members) == len(self.members)
-            and all(a is b for a, b in zip(members, self.members, strict=True))
-            and self.rule == group["rule"]
-            and self.levels == group["levels"]
-            and all(s.get("step") is not None and s["step"]._base is self.counts for s in states)
-            and bounds_of(group) == self.bounds
-        )
+        if len(members) != len(self.members) or not all(map(operator.is_, members, self.members)):
+            return False
+        if not all(map(operator.is_, states, self.states)):
+            return False
+        if (self.rule, self.levels, self._bounds_from) != (group["rule"], group["levels"], bounds_arguments(group)):
+            return False
+        for state in states:
+            step = state.get("step")
+            if step is None or step._base is not self.counts:
+                return False
+        return all(key in state for key in buffers for state in states)
+
+    def real(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors of the members' types, what is here of them; complex ones as pairs of real numbers."""
+        if self.shards is not None:
+            tensors = [local(tensor) for tensor in tensors]
+        return [real_view(tensor) for tensor in tensors] if self.complex else tensors
 
     def rates(self, level: str) -> Tensor:
         """The rates of a coarser level without the schedule factor, packed."""

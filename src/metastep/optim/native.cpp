@@ -6,13 +6,16 @@
 
 #include <cmath>
 #include <cstdint>
+#include <vector>
+
+#include "native_exponential.h"
 
 namespace {
 
 // How elementwise rates move; the numbers are those of native.py.
 enum Rule { NONE = 0, RATIO = 1, ADDITIVE = 2, LOG = 3 };
 enum Kind { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2 };
-constexpr int SUMS = 6;  // <g,u>, |g|^2, |u|^2, <g,alpha u>, clipped, rejected
+constexpr int COARSE = 3, FINE = 6;  // sums: <g,u>, |g|^2, |u|^2; and <g,alpha u>, clipped, rejected
 
 struct Table {
     int64_t tasks;
@@ -28,8 +31,8 @@ struct Elementwise {
     float up, down, step;          // ratio rules: increment for a positive and a negative product; others: beta f
     float initial, low_rate, high_rate;
     float low, high;               // bounds of the deviation
+    const float *weight;           // combination weight of the elementwise rate
     const float *factor;           // (tensors) schedule factor of the last update
-    const float *share;            // (tensors) weight of the elementwise rate in the step
 };
 
 struct Tensors {
@@ -43,25 +46,35 @@ struct Tensors {
 
 struct Settings {
     float sign, decay, judged_decay, decoupled;  // gradient: sign g + decay theta; judged: sign g + judged_decay theta
-    float momentum, beta1, beta2, eps;
-    const float *share;         // (tensors) what a momentum buffer takes of the gradient
-    const float *first_inverse, *second_inverse;  // (tensors) 1 / bias corrections
+    float momentum, dampening, eps;
+    double beta1, beta2;
+    int64_t tensors;
+    const float *counts;  // (tensors) updates so far
 };
 
-// e^x to 2e-7 for |x| < 80; deviations are bounded to far less. 12582912 = 1.5 2^23 rounds x / log 2 to an integer that
-// then stands in the lowest bits, from where it is moved into the exponent.
-inline float exponential(float x) {
-    const float shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + (r + 1.f);
-    return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, p) + (__builtin_bit_cast(uint32_t, shifted) << 23));
+// Per tensor, what a momentum buffer takes of the gradient: all of the first, 1 - dampening of the others.
+std::vector<float> shares(const Settings &s) {
+    std::vector<float> result(s.tensors);
+    for (int64_t k = 0; k < s.tensors; ++k) result[k] = s.counts[k] > 0.f ? 1.f - s.dampening : 1.f;
+    return result;
 }
+
+// Adam's bias corrections, inverted; those of t = 1 before the first step, where the moments are zero.
+struct Corrections {
+    std::vector<float> first, second;
+    explicit Corrections(const Settings &s) : first(s.tensors), second(s.tensors) {
+        float count = -1.f;  // tensors of one age share the powers
+        double one = 1.0, two = 1.0;
+        for (int64_t k = 0; k < s.tensors; ++k) {
+            if (s.counts[k] != count) {
+                count = s.counts[k];
+                const double t = count < 1.f ? 1.0 : count;
+                one = 1.0 / (1.0 - std::pow(s.beta1, t)), two = 1.0 / std::sqrt(1.0 - std::pow(s.beta2, t));
+            }
+            first[k] = static_cast<float>(one), second[k] = static_cast<float>(two);
+        }
+    }
+};
 
 template <int rule>
 inline float rate_of(float r, const Elementwise &e) {
@@ -97,13 +110,17 @@ void over_pieces(const Table &t, int threads, Body body) {
         for (int64_t piece = t.begin[task]; piece < t.begin[task + 1]; ++piece) body(piece);
 }
 
-void finish(double *out, float gu, float gg, float uu, float weighted, float clipped, float rejected) {
-    out[0] = gu, out[1] = gg, out[2] = uu, out[3] = weighted, out[4] = clipped, out[5] = rejected;
+template <int rule>
+void finish(double *sums, int64_t piece, float gu, float gg, float uu, float weighted, float clipped, float rejected) {
+    double *out = sums + piece * (rule == NONE ? COARSE : FINE);
+    out[0] = gu, out[1] = gg, out[2] = uu;
+    if (rule != NONE) out[3] = weighted, out[4] = clipped, out[5] = rejected;
 }
 
 template <int kind, bool decays, int rule>
 void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, double *sums,
                       int threads) {
+    const std::vector<float> taken = shares(s);
     over_pieces(t, threads, [&](int64_t piece) {
         const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
         const float *__restrict g = x.gradient[k] + o;
@@ -111,7 +128,7 @@ void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const
         float *__restrict v = kind == PLAIN ? nullptr : x.first[k] + o;
         float *__restrict last = kind == MOMENTUM ? nullptr : x.second[k] + o;
         float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
-        const float mu = s.momentum, share = kind == PLAIN ? 1.f : s.share[k];
+        const float mu = s.momentum, share = taken[k];
         const float factor = rule == NONE ? 1.f : e.factor[k];
         float gu = 0, gg = 0, uu = 0, weighted = 0, clipped = 0, rejected = 0;
 #pragma omp simd reduction(+ : gu, gg, uu, weighted, clipped, rejected)
@@ -125,20 +142,21 @@ void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const
             if (kind != PLAIN) v[i] = mu * v[i] + share * total;
             if (kind != MOMENTUM) last[i] = total;
         }
-        finish(sums + piece * SUMS, gu, gg, uu, weighted, clipped, rejected);
+        finish<rule>(sums, piece, gu, gg, uu, weighted, clipped, rejected);
     });
 }
 
 template <int kind, int rule>
 void momentum_move(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, const float *rates,
                    int threads) {
+    const Corrections corrections(s);
     over_pieces(t, threads, [&](int64_t piece) {
         const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
         float *__restrict theta = x.theta[k] + o;
         const float *__restrict v = kind == PLAIN ? nullptr : x.first[k] + o;
         const float *__restrict last = kind == MOMENTUM ? nullptr : x.second[k] + o;
         const float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
-        const float coarse = rates[t.row[piece]], share = rule == NONE ? 0.f : e.share[k], mu = s.momentum;
+        const float coarse = rates[t.row[piece]], share = rule == NONE ? 0.f : *e.weight * e.factor[k], mu = s.momentum;
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
             float u = kind == PLAIN ? last[i] : kind == MOMENTUM ? v[i] : last[i] + mu * v[i];
@@ -151,6 +169,7 @@ void momentum_move(const Table &t, const Tensors &x, const Settings &s, const El
 template <bool decays, bool amsgrad, int rule>
 void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, double *sums,
                   int threads) {
+    const Corrections corrections(s);
     over_pieces(t, threads, [&](int64_t piece) {
         const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
         const float *__restrict g = x.gradient[k] + o;
@@ -159,8 +178,8 @@ void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Ele
         float *__restrict v = x.second[k] + o;
         float *__restrict most = amsgrad ? x.largest[k] + o : nullptr;
         float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
-        const float c1 = s.first_inverse[k], c2 = s.second_inverse[k], factor = rule == NONE ? 1.f : e.factor[k];
-        const float b1 = s.beta1, b2 = s.beta2, eps = s.eps;
+        const float c1 = corrections.first[k], c2 = corrections.second[k], factor = rule == NONE ? 1.f : e.factor[k];
+        const float b1 = static_cast<float>(s.beta1), b2 = static_cast<float>(s.beta2), eps = s.eps;
         float gu = 0, gg = 0, uu = 0, weighted = 0, clipped = 0, rejected = 0;
 #pragma omp simd reduction(+ : gu, gg, uu, weighted, clipped, rejected)
         for (int64_t i = 0; i < n; ++i) {
@@ -175,21 +194,22 @@ void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Ele
             v[i] = second;
             if (amsgrad) most[i] = most[i] > second ? most[i] : second;
         }
-        finish(sums + piece * SUMS, gu, gg, uu, weighted, clipped, rejected);
+        finish<rule>(sums, piece, gu, gg, uu, weighted, clipped, rejected);
     });
 }
 
 template <bool amsgrad, int rule>
 void adam_move(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, const float *rates,
                int threads) {
+    const Corrections corrections(s);
     over_pieces(t, threads, [&](int64_t piece) {
         const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
         float *__restrict theta = x.theta[k] + o;
         const float *__restrict m = x.first[k] + o;
         const float *__restrict v = (amsgrad ? x.largest[k] : x.second[k]) + o;
         const float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
-        const float c1 = s.first_inverse[k], c2 = s.second_inverse[k], eps = s.eps, decay = s.decoupled;
-        const float coarse = rates[t.row[piece]], share = rule == NONE ? 0.f : e.share[k];
+        const float c1 = corrections.first[k], c2 = corrections.second[k], eps = s.eps, decay = s.decoupled;
+        const float coarse = rates[t.row[piece]], share = rule == NONE ? 0.f : *e.weight * e.factor[k];
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
             float u = (m[i] * c1) / (__builtin_sqrtf(v[i]) * c2 + eps) + decay * theta[i];
@@ -212,7 +232,7 @@ using Move = void (*)(const Table &, const Tensors &, const Settings &, const El
 
 extern "C" {
 
-// kind: 0 plain, 1 momentum, 2 Nesterov; sums: (pieces, 6).
+// kind: 0 plain, 1 momentum, 2 Nesterov; sums: (pieces, 3), (pieces, 6) with elementwise rates.
 void metastep_momentum_measure(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int kind,
                                double *sums, int threads) {
     const int rule = e->rule;
@@ -255,10 +275,11 @@ void metastep_adam_move(const Table *t, const Tensors *x, const Settings *s, con
     f(*t, *x, *s, *e, rates, threads);
 }
 
-// Adds the sums of the pieces up by row, in their order: rows is (6, rows).
-void metastep_fold_pieces(const Table *t, int64_t pieces, int64_t rows, const double *sums, double *by_row) {
-    for (int64_t i = 0; i < SUMS * rows; ++i) by_row[i] = 0.0;
+// Adds the sums of the pieces up by row, in their order: from (pieces, width) to (width, rows).
+void metastep_fold_pieces(const Table *t, int64_t pieces, int64_t rows, int64_t width, const double *sums,
+                          double *by_row) {
+    for (int64_t i = 0; i < width * rows; ++i) by_row[i] = 0.0;
     for (int64_t piece = 0; piece < pieces; ++piece)
-        for (int j = 0; j < SUMS; ++j) by_row[j * rows + t->row[piece]] += sums[piece * SUMS + j];
+        for (int64_t j = 0; j < width; ++j) by_row[j * rows + t->row[piece]] += sums[piece * width + j];
 }
 }

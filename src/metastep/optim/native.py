@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,18 @@ from torch import Tensor
 from metastep.optim import build
 from metastep.optim.moments import FIRST, LARGEST, SECOND, AdamDirection
 from metastep.optim.momentum import BUFFER, GRADIENT, Momentum
+from metastep.optim.native_rates import native_rates, takes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from metastep.optim.direction import Direction
     from metastep.optim.work import Work
 
 LONGEST_PIECE = 8192  # elements: short enough for sums in float32
 TASK = 32768  # elements: long enough to be worth a thread's while
 SHORTEST_STRETCH = 16  # mean elements per stretch of a row below which loops cost more than they save
-SUMS = 6
+COARSE, FINE = 3, 6  # sums of a piece, without and with elementwise rates
 NAMES = {BUFFER: "first", GRADIENT: "second", FIRST: "first", SECOND: "second", LARGEST: "largest"}
 RULES = {None: 0, "exponentiated": 1, "cosine": 1, "additive": 2, "log": 3}
 
@@ -50,7 +53,7 @@ class CElementwise(ctypes.Structure):
     _fields_ = [
         ("rule", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("up", "down", "step", "initial", "low_rate", "high_rate", "low", "high")),
-        *((name, Pointer) for name in ("factor", "share")),
+        *((name, Pointer) for name in ("weight", "factor")),
     ]
 
 
@@ -65,8 +68,10 @@ class CSettings(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_float) for name in ("sign", "decay", "judged_decay", "decoupled")),
-        *((name, ctypes.c_float) for name in ("momentum", "beta1", "beta2", "eps")),
-        *((name, Pointer) for name in ("share", "first_inverse", "second_inverse")),
+        *((name, ctypes.c_float) for name in ("momentum", "dampening", "eps")),
+        *((name, ctypes.c_double) for name in ("beta1", "beta2")),
+        ("tensors", ctypes.c_int64),
+        ("counts", Pointer),
     ]
 
 
@@ -78,7 +83,6 @@ class Table:
     rows: int
     arrays: tuple[np.ndarray[tuple[int], np.dtype[np.int64]], ...]
     c: CTable
-    sums: Tensor  # (pieces, 6) float64
 
 
 def cut(parameters: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Table:
@@ -103,33 +107,98 @@ def cut(parameters: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Table:
     begin = np.concatenate([[0], np.flatnonzero(np.diff(ends)) + 1, [len(lengths)]]).astype(np.int64)
     arrays = (begin, tensors, offsets, lengths, rows)
     c = CTable(len(begin) - 1, *(array.ctypes.data for array in arrays))
-    return Table(len(lengths), first_row, arrays, c, torch.empty(len(lengths), SUMS, dtype=torch.float64))
+    return Table(len(lengths), first_row, arrays, c)
 
 
-@dataclass(frozen=True, eq=False)
 class Prepared:
-    """What stays the same from step to step as long as every tensor stays where it is.
+    """A group's tensors as the kernel sees them: what stays the same from step to step while every tensor stays put.
 
     Args:
+        work: The first step that these tensors take.
         lists: Name in `Tensors` to the tensors of each active parameter.
-        addresses: Of those tensors, to know them again.
-        arrays: Name to the C array of them.
-        table: How they are cut.
     """
 
-    lists: dict[str, list[Tensor]]
-    addresses: list[list[int]]
-    arrays: dict[str, ctypes.Array[ctypes.c_void_p]]
-    table: Table
+    def __init__(self, work: Work, lists: dict[str, list[Tensor]]) -> None:
+        self.lists, self.direction = lists, work.direction
+        self.addresses = [p.data_ptr() for p in work.parameters]
+        self.strides = [p.stride() for p in work.parameters]
+        self.table = cut(work.parameters, work.plan.unit_dims)
+        self.width = COARSE if work.plan.parameter is None else FINE
+        self.sums = torch.empty(self.table.pieces, self.width, dtype=torch.float64)
+        size = len(work.parameters)
+        self.arrays = {
+            name: (ctypes.c_void_p * size)(*[t.data_ptr() for t in tensors]) for name, tensors in lists.items()
+        }
+        self.arrays["gradient"] = (ctypes.c_void_p * size)()
+        self.settings, self.variant = settings_of(work.direction, size)
+        self.elementwise = CElementwise(rule=RULES[None])
+        tensors = CTensors(**{name: ctypes.addressof(array) for name, array in self.arrays.items()})
+        self.structures = (self.table.c, tensors, self.settings, self.elementwise)
+        self.arguments = (*[ctypes.byref(structure) for structure in self.structures], self.variant)
+
+    def serves(self, work: Work, lists: dict[str, list[Tensor]]) -> bool:
+        """Whether these are still the tensors and settings of a step."""
+        return (
+            self.direction == work.direction
+            and self.lists.keys() == lists.keys()
+            and all(all(map(operator.is_, mine, lists[name])) for name, mine in self.lists.items() if name != "theta")
+            and self.addresses == [p.data_ptr() for p in work.parameters]
+        )
+
+    def update(self, work: Work, *, gradients: bool) -> list[Tensor]:
+        """Bring in what changes from pass to pass; what is returned must outlive the call of the kernel."""
+        kept = [work.counts(), work.of_active(work.rates.factors)]
+        self.settings.counts = kept[0].data_ptr()
+        if work.plan.parameter is not None:
+            update_elementwise(self.elementwise, work, kept[1])
+        self.settings.judged_decay = self.settings.decay if work.plan.regularized else 0.0
+        if gradients:
+            pairs = zip(work.gradients, self.strides, strict=True)
+            dense = [
+                g if g.stride() == stride else torch.empty_strided(g.shape, stride).copy_(g) for g, stride in pairs
+            ]
+            self.arrays["gradient"][:] = [g.data_ptr() for g in dense]
+            kept += dense
+        return kept
+
+
+def settings_of(direction: Direction, tensors: int) -> tuple[CSettings, int]:
+    """A direction's settings as the kernel reads them, and which variant of its passes to run."""
+    settings = CSettings(
+        sign=-1.0 if direction.maximize else 1.0,
+        decay=direction.weight_decay,
+        decoupled=direction.decoupled_decay,
+        tensors=tensors,
+    )
+    if isinstance(direction, Momentum):
+        settings.momentum, settings.dampening = direction.momentum, direction.dampening
+        return settings, 0 if direction.momentum == 0 else 2 if direction.nesterov else 1
+    assert isinstance(direction, AdamDirection)
+    settings.beta1, settings.beta2, settings.eps = direction.beta1, direction.beta2, direction.eps
+    return settings, int(direction.amsgrad)
+
+
+def update_elementwise(c: CElementwise, work: Work, factors: Tensor) -> None:
+    """How the elementwise rates move and weigh."""
+    rule = work.plan.parameter
+    assert rule is not None
+    weights = work.rates.weights
+    scaled = work.group["scaled"] and work.group["pull"] is None
+    step = rule.hyper_lr * (float(weights[-1]) if scaled else 1.0)
+    c.rule, c.step, c.initial = RULES[rule.rule], step, rule.bounds.initial
+    c.up, c.down = (math.log1p(step), math.log1p(-step)) if rule.rule == "cosine" else (step, -step)
+    c.low_rate, c.high_rate = rule.bounds.inside(torch.float32)
+    c.low, c.high = rule.bounds.deviations(rule.rule)
+    c.weight, c.factor = weights.data_ptr() + (len(weights) - 1) * weights.element_size(), factors.data_ptr()
 
 
 def prepare(work: Work) -> Prepared | None:
-    """Everything the passes need that does not change; None for a group that the engine cannot take.
+    """What the passes need; None for a group that the engine cannot take.
 
     It takes momentum SGD and Adam, float32 on the CPU, dense, not cut too finely.
     """
     direction, plan = work.direction, work.plan
-    if type(direction) not in (Momentum, AdamDirection) or plan.include_decay:
+    if type(direction) not in (Momentum, AdamDirection) or plan.include_decay or work.rates.dtype != torch.float32:
         return None
     if plan.parameter is not None and (plan.parameter.pulls or plan.parameter.rule not in RULES):
         return None
@@ -137,9 +206,8 @@ def prepare(work: Work) -> Prepared | None:
     lists |= {NAMES[key]: tensors for key, tensors in work.buffers.items()}
     if plan.parameter is not None:
         lists["deviation"] = [work.rates.elementwise[i] for i in work.active]
-    addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in lists.values()]
     known = work.rates.cache.get(key := ("native", tuple(work.active)))
-    if isinstance(known, Prepared) and known.addresses == addresses and known.lists.keys() == lists.keys():
+    if isinstance(known, Prepared) and known.serves(work, lists):
         return known
     if not all(map(usable, work.parameters)):
         return None
@@ -149,8 +217,7 @@ def prepare(work: Work) -> Prepared | None:
         return None
     if any(t.stride() != p.stride() for ts in lists.values() for t, p in zip(ts, work.parameters, strict=True)):
         return None
-    arrays = {name: (ctypes.c_void_p * len(column))(*column) for name, column in zip(lists, addresses, strict=True)}
-    prepared = Prepared(lists, addresses, arrays, cut(work.parameters, plan.unit_dims))
+    prepared = Prepared(work, lists)
     work.rates.cache[key] = prepared
     return prepared
 
@@ -168,7 +235,7 @@ def usable(tensor: Tensor) -> bool:
 
 
 class Native:
-    """The two passes of `phases` for what `prepare` takes."""
+    """The two passes of `phases`, and `adapt` between them, for what `prepare` takes."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -179,91 +246,45 @@ class Native:
 
     def measure(self, work: Work) -> Tensor:
         """First pass, see `phases.measure`."""
-        call = Call(work, gradients=True)
-        run = self.library.metastep_adam_measure if call.adam else self.library.metastep_momentum_measure
-        sums = call.table.sums
-        run(*call.arguments, call.variant, Pointer(sums.data_ptr()), torch.get_num_threads())
-        by_row = torch.empty(SUMS, call.table.rows, dtype=torch.float64)
-        self.library.metastep_fold_pieces(
-            call.arguments[0],
-            ctypes.c_int64(call.table.pieces),
-            ctypes.c_int64(call.table.rows),
-            Pointer(sums.data_ptr()),
-            Pointer(by_row.data_ptr()),
-        )
-        return by_row if work.plan.parameter is not None else by_row[:3]
+        prepared = prepared_of(work)
+        kept = prepared.update(work, gradients=True)
+        adam = isinstance(work.direction, AdamDirection)
+        run = self.library.metastep_adam_measure if adam else self.library.metastep_momentum_measure
+        sums, table, width = Pointer(prepared.sums.data_ptr()), prepared.table, prepared.width
+        run(*prepared.arguments, sums, torch.get_num_threads())
+        del kept
+        by_row = torch.empty(width, table.rows, dtype=torch.float64)
+        sizes = map(ctypes.c_int64, (table.pieces, table.rows, width))
+        self.library.metastep_fold_pieces(prepared.arguments[0], *sizes, sums, Pointer(by_row.data_ptr()))
+        return by_row
+
+    def adapt(self, work: Work) -> bool:
+        """See `adapt.adapt`."""
+        if not takes(work):
+            return False
+        assert work.rows is not None
+        kernel = native_rates(work.group, work.rates)
+        self.library.metastep_adapt(*kernel.arguments, Pointer(work.rows.data_ptr()))
+        work.rates.alignment = kernel.alignment
+        return True
 
     def move(self, work: Work) -> None:
         """Second pass, see `phases.move`."""
-        call, rates = Call(work, gradients=False), work.rates
-        combined = rates.combined_rows() * rates.factors[rates.layout.tensor_of_row]
-        rows = work.rows_of_active(combined).float().contiguous()
-        run = self.library.metastep_adam_move if call.adam else self.library.metastep_momentum_move
-        run(*call.arguments, call.variant, Pointer(rows.data_ptr()), torch.get_num_threads())
+        prepared = prepared_of(work)
+        kept = prepared.update(work, gradients=False)
+        combined = torch.empty(work.rates.layout.tensor_of_row.shape[0])
+        self.library.metastep_combine(*native_rates(work.group, work.rates).arguments, Pointer(combined.data_ptr()))
+        rows = work.rows_of_active(combined)
+        adam = isinstance(work.direction, AdamDirection)
+        run = self.library.metastep_adam_move if adam else self.library.metastep_momentum_move
+        run(*prepared.arguments, Pointer(rows.data_ptr()), torch.get_num_threads())
+        del kept
 
 
-class Call:
-    """One call's arguments; what they point to lives as long as this."""
-
-    def __init__(self, work: Work, *, gradients: bool) -> None:
-        prepared = work.prepared
-        assert isinstance(prepared, Prepared)
-        self.table = prepared.table
-        self.kept: list[object] = []
-        direction, counts = work.direction, work.counts()
-        self.adam = isinstance(direction, AdamDirection)
-        addresses = {name: ctypes.addressof(array) for name, array in prepared.arrays.items()}
-        if gradients:
-            pairs = zip(work.gradients, work.parameters, strict=True)
-            dense = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in pairs]
-            array = (ctypes.c_void_p * len(dense))(*[g.data_ptr() for g in dense])
-            self.kept += [dense, array]
-            addresses["gradient"] = ctypes.addressof(array)
-        settings = {"sign": -1.0 if direction.maximize else 1.0, "decay": direction.weight_decay}
-        settings["judged_decay"] = direction.weight_decay if work.plan.regularized else 0.0
-        settings["decoupled"] = direction.decoupled_decay
-        vectors: dict[str, Tensor] = {}
-        if isinstance(direction, Momentum):
-            settings["momentum"] = direction.momentum
-            self.variant = 0 if direction.momentum == 0 else 2 if direction.nesterov else 1
-            vectors["share"] = 1 - direction.dampening * (counts > 0)
-        else:
-            assert isinstance(direction, AdamDirection)
-            settings |= {"beta1": direction.beta1, "beta2": direction.beta2, "eps": direction.eps}
-            self.variant = int(direction.amsgrad)
-            first, second = direction.corrections(counts)
-            vectors |= {"first_inverse": 1 / first, "second_inverse": 1 / second}
-        structures = (
-            prepared.table.c,
-            CTensors(**addresses),
-            CSettings(**settings, **{name: self.vector(values) for name, values in vectors.items()}),
-            self.elementwise(work),
-        )
-        self.kept.append(structures)
-        self.arguments = [ctypes.byref(structure) for structure in structures]
-
-    def elementwise(self, work: Work) -> CElementwise:
-        """How the elementwise rates move and weigh."""
-        rule = work.plan.parameter
-        if rule is None:
-            return CElementwise(rule=RULES[None])
-        rates, bounds = work.rates, rule.bounds
-        weight = float(rates.weights[-1])
-        step = rule.hyper_lr * (weight if work.group["scaled"] and work.group["pull"] is None else 1.0)
-        up, down = (math.log1p(step), math.log1p(-step)) if rule.rule == "cosine" else (step, -step)
-        low_rate, high_rate = bounds.inside(torch.float32)
-        low, high = bounds.deviations(rule.rule)
-        factors = work.of_active(rates.factors)
-        return CElementwise(
-            rule=RULES[rule.rule], up=up, down=down, step=step, initial=bounds.initial, low_rate=low_rate,
-            high_rate=high_rate, low=low, high=high, factor=self.vector(factors), share=self.vector(weight * factors),
-        )  # fmt: skip
-
-    def vector(self, values: Tensor) -> int:
-        """Address of the values in float32."""
-        kept = values.float().contiguous()
-        self.kept.append(kept)
-        return kept.data_ptr()
+def prepared_of(work: Work) -> Prepared:
+    """What `prepare` made for this step."""
+    assert isinstance(work.prepared, Prepared)
+    return work.prepared
 
 
 @functools.cache

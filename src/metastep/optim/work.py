@@ -23,6 +23,9 @@ class Engine(Protocol):
     def measure(self, work: Work) -> Tensor:
         """First pass; (K, rows of the active tensors), see `phases.measure`."""
 
+    def adapt(self, work: Work) -> bool:
+        """Move the group's coarser rates and weights; False where that is left to `adapt.adapt`."""
+
     def move(self, work: Work) -> None:
         """Second pass, see `phases.move`."""
 
@@ -43,7 +46,8 @@ class Work:
         buffers: Their buffers.
         active_mask: (T,) bool, None where every member is active.
         fresh: (R,) bool, rows of tensors that are active and were updated in the step before; None where all are.
-        rows: (K, R) sums of the first pass; None before any tensor has a last direction.
+        rows: (K, R) sums of the first pass, the schedule factor not yet in them; None before any tensor has a last
+            direction.
         engine: What runs the passes.
         prepared: What the engine keeps from step to step.
     """
