@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from metastep.core.collectives import local, local_gradient
+from metastep.core.collectives import local_gradient
 from metastep.optim.engines import choose_engine
-from metastep.optim.group_rates import GroupRates, State, real_view
 from metastep.optim.namesake import start_buffer
 from metastep.optim.options import Group, hyper_rates
 from metastep.optim.phases import ParameterRule, Plan
 from metastep.optim.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from metastep.optim.direction import Direction
+    from metastep.optim.group_rates import GroupRates, State
 
 
 def gather(
@@ -26,7 +24,6 @@ def gather(
     rates: GroupRates,
     direction: Direction,
     parameters: list[Tensor],
-    states: Mapping[Tensor, State],
     clock: int,
 ) -> Work:
     """The tensors of a group that take part in this step, and the engine for them.
@@ -37,19 +34,19 @@ def gather(
         rates: Its packed rates.
         direction: Its direction.
         parameters: Those with a gradient, in the group's order.
-        states: The optimizer's state.
         clock: Steps so far in which any parameter had a gradient.
     """
-    places = {id(p): i for i, p in enumerate(rates.members)}
-    active = [places[id(p)] for p in parameters]
-    everyone = len(active) == len(rates.members)
-    stale = [i for i, last in enumerate(rates.last_updates) if last != clock or last == 0]
-    fresh = None
-    if stale or not everyone:
-        kept = set(active).difference(stale)
-        fresh = rates.mask(sorted(kept))[rates.layout.tensor_of_row]
+    everyone = len(parameters) == len(rates.members)
+    active, fresh = rates.everyone, None
+    if not everyone:
+        places = {id(p): i for i, p in enumerate(rates.members)}
+        active = [places[id(p)] for p in parameters]
+    if not everyone or clock == 0 or rates.last_updates.count(clock) != len(rates.members):
+        kept = [i for i in active if rates.last_updates[i] == clock != 0]
+        fresh = rates.mask(kept)[rates.layout.tensor_of_row]
+    dims, active_states = rates.layout.unit_dims, [rates.states[i] for i in active]
     plan = Plan(
-        unit_dims=tuple(rates.layout.unit_dims[i] for i in active),
+        unit_dims=dims if everyone else tuple(dims[i] for i in active),
         regularized=group["hyper_objective"] == "regularized",
         include_decay=group["include_decay"] and direction.decoupled_decay != 0,
         parameter=parameter_rule(group, rates),
@@ -62,9 +59,9 @@ def gather(
         direction=direction,
         plan=plan,
         active=active,
-        parameters=[real_view(local(p)) for p in parameters],
-        gradients=list(map(real_view, gradients)),
-        buffers={key: [real_view(local(states[p][key])) for p in parameters] for key in direction.buffers},
+        parameters=rates.real(parameters),
+        gradients=rates.real(gradients),
+        buffers={key: rates.real([state[key] for state in active_states]) for key in direction.buffers},
         active_mask=None if everyone else rates.mask(active),
         fresh=fresh,
     )
