@@ -30,7 +30,9 @@ class RunOptions:
 
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of a run; default: the task's.")] = None
     epochs: Annotated[float | None, typer.Option(help="Passes over the training data, instead of --steps.")] = None
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step; default: the task's.")] = None
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples a step, of all processes together; default: the task's.")
+    ] = None
     optimizer: Annotated[str | None, typer.Option(help="Base optimizer; default: the task's.")] = None
     momentum: Annotated[float | None, typer.Option(help="Momentum of the optimizer.")] = None
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the optimizer.")] = None
