@@ -48,6 +48,7 @@ MAKE = {
     "driven": lambda named: ours.HyperSGD(
         named, lr=0.1, levels=ALL, rule=lambda rates: torch.optim.Adam(rates, lr=0.02)
     ),
+    "late": lambda named: ours.HyperAdam(named, lr=0.01, levels=ALL, weight_lr=0.2),
     "frozen": lambda named: ours.HyperSGD(named, lr=0.1, momentum=0.9, hyper_lr=0.0, weight_lr=0.0),
     "Hyper": lambda named: ours.Hyper(
         torch.optim.NAdam([p for _, p in named], lr=0.01), levels=("global", "layer", "unit"), weight_lr=0.2
@@ -83,8 +84,10 @@ def trained(kind: str, name: str, steps: int = STEPS) -> dict[str, Any]:
     """Rates and weights after some steps, and what the last step of the optimizer sent."""
     loop = Loop(kind, MAKE[name])
     traffic = Traffic()
-    for _ in range(steps):
+    for step in range(steps):
         loop.backward()
+        if name == "late" and step in (0, 1, 3):  # one tensor joins late, another misses a step
+            loop.inner[2 if step < 2 else 0].weight.grad = None
         traffic.messages.clear()
         with traffic:
             loop.optimizer.step()

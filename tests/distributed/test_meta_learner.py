@@ -91,6 +91,7 @@ def everything() -> dict[str, Any]:
         (kind, make): learned(kind, make) for kind in ("replicated", "sharded") for make in ("SGD", "AdamW")
     }
     found |= {(kind, "first order"): learned(kind, **first_order) for kind in ("replicated", "sharded")}
+    found |= {(kind, "SGD"): learned(kind) for kind in ("hybrid", "parallel")}
     torch.manual_seed(dist.get_rank())
     found["ddp"] = under_ddp()
     found["static"] = under_ddp(static_graph=True)
@@ -124,8 +125,13 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return on_ranks(request.param, everything)
 
 
-@pytest.mark.parametrize("how", ["SGD", "AdamW", "first order"])
-@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        *((kind, how) for kind in ("replicated", "sharded") for how in ("SGD", "AdamW", "first order")),
+        *((kind, "SGD") for kind in ("hybrid", "parallel")),
+    ],
+)
 def test_every_rank_learns_what_one_process_learns(found: list[dict[str, Any]], kind: str, how: str) -> None:
     options = {"every": 3, "horizon": 2, "first_order": True} if how == "first order" else {"make": how}
     expected = learned("whole", **options)
