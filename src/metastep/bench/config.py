@@ -75,6 +75,7 @@ class RunConfig:
         eval_every: steps between evaluations on outer_valid, >= 1; None never.
         checkpoint_every: steps between checkpoints, >= 1; None: about every half minute.
         test: whether the test split is read at the end.
+        inner: whether inner_valid is read at the end, as the objective of a search.
         meta: how the schedule is learned; None: it is not.
     """
 
@@ -100,6 +101,7 @@ class RunConfig:
     eval_every: int | None = 100
     checkpoint_every: int | None = None
     test: bool = True
+    inner: bool = False
     meta: MetaConfig | None = None
 
     def __post_init__(self) -> None:

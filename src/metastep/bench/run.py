@@ -197,13 +197,16 @@ class Run:
 
     def _finish(self, log: CurveLog) -> dict[str, Any]:
         test: dict[str, float] = {}
+        inner: dict[str, float] = {}
         if self.status == "finished":
             if self._writes and self.trainer.learner is not None:
                 self._save_learned()
+            started = time.perf_counter()
+            if self.config.inner:
+                inner = self.task.evaluate(self.trainer.network, "inner_valid", device=self.config.device)
             if self.config.test:
-                started = time.perf_counter()
                 test = self.task.evaluate(self.trainer.network, "test", device=self.config.device)
-                self._eval_seconds += time.perf_counter() - started
+            self._eval_seconds += time.perf_counter() - started
         if not self._writes:
             return dict(from_first(None))
         record = make_record(
@@ -212,6 +215,7 @@ class Run:
             status=self.status,
             entries=log.path,
             final=test,
+            inner=inner,
             train_seconds=self._train_seconds,
             eval_seconds=self._eval_seconds,
             scale=self.trainer.lr.scale,
