@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from metastep.files import sync_folder, write_atomically
 
 _MAGIC = b"metastep checkpoint 1\n"
 _DIGEST = hashlib.sha256().digest_size
+#: What torch's reader raises for bytes that are no pickle: a right checksum does not make them one.
+_GARBLED = (EOFError, LookupError, TypeError, ValueError, AttributeError, AssertionError, struct.error)
 
 
 class CheckpointError(ValueError):
@@ -101,4 +104,6 @@ def _read(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(io.BytesIO(data[start:]), weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise CheckpointError("is refused: it holds more than tensors and plain values") from error
+    except _GARBLED as error:
+        raise CheckpointError(f"is no state that torch can read ({type(error).__name__})") from error
     return state
