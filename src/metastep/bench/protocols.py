@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metastep.bench.config import MetaConfig, RunConfig
+from metastep.bench.optimizers import base_of
 from metastep.tasks import LabelNoise, Task, load_task
 from metastep.tasks.task import Recipe
 
@@ -64,7 +65,7 @@ def training(
         raise ValueError(f"steps and epochs must not both be given, got {steps} and {epochs}; either says how long.")
     given = {name: value for name, value in given.items() if value is not None}
     optimizer = given.pop("optimizer", recipe.optimizer)
-    options = dict(recipe.optimizer_options) if optimizer == recipe.optimizer else {}
+    options = dict(recipe.optimizer_options) if base_of(optimizer) == recipe.optimizer else {}
     options |= {} if momentum is None else {"momentum": momentum}
     options |= {} if weight_decay is None else {"weight_decay": weight_decay}
     values = {

@@ -9,6 +9,7 @@ from typing import Any
 from metastep.bench.config import RunConfig
 from metastep.bench.curves import read_entries
 from metastep.bench.provenance import provenance
+from metastep.bench.rates import layers_of
 from metastep.files import write_atomically
 from metastep.tasks import Task
 
@@ -30,7 +31,7 @@ def make_record(
 ) -> dict[str, Any]:
     """Return the record of a run from its log and its last numbers; what is not finite becomes null."""
     train = _columns(entries, "train", ("step", "seconds", "loss", "lr"))
-    quality = "perplexity" if task.text else "accuracy"
+    quality = task.metric
     settings = json.loads(config.to_json())
     return {
         "schema": SCHEMA,
@@ -45,6 +46,7 @@ def make_record(
         "status": status,
         "train": train,
         "valid": _columns(entries, "valid", ("step", "seconds", "loss", quality)),
+        "layers": layers_of(read_entries(entries)),
         "meta": _columns(entries, "meta", ("step", "seconds", "loss")),
         "final": {name: _finite(final.get(name)) for name in ("loss", quality)},
         "inner": {name: _finite(inner.get(name)) for name in ("loss", quality)},

@@ -15,6 +15,7 @@ from metastep.bench.curves import CurveLog, SilentLog
 from metastep.bench.locks import FolderLock
 from metastep.bench.methods import METHODS
 from metastep.bench.protocols import load_run_task
+from metastep.bench.rates import applied_rate, layer_rates, layers_every
 from metastep.bench.records import make_record, read_record, write_record
 from metastep.bench.stopping import never
 from metastep.bench.team import any_process, as_the_first, mean_of_all, own_parts, with_own_part
@@ -151,13 +152,18 @@ class Run:
         self._train_seconds += time.perf_counter() - started
         if trainer.steps < until:
             return
-        step, loss, lr = trainer.steps, loss_sum / self._loss_count, trainer.lr.get_last_lr()[0]
+        step, loss, lr = trainer.steps, loss_sum / self._loss_count, applied_rate(trainer.optimizer, trainer.lr)
         learner = trainer.learner
         meta_loss = None if learner is None else learner.last_meta_loss
         if not math.isfinite(loss):
             self.status = "diverged"
         if self.status == "diverged" or self._due(config.log_every):
             log.write("train", step, {"loss": loss, "lr": lr, "seconds": self._train_seconds})
+            rates = (
+                layer_rates(trainer.optimizer) if self._due(layers_every(config.total_steps, config.log_every)) else {}
+            )
+            if rates:
+                log.write("layers", step, rates)
             if meta_loss is not None:
                 log.write("meta", step, {"loss": meta_loss, "seconds": self._train_seconds})
             self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0

@@ -39,7 +39,7 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
     check_device(config.device)
     torch.manual_seed(config.seed)
     model = task.make_model().to(config.device).train()
-    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr, config.optimizer_options)
+    optimizer = make_optimizer(config.optimizer, model.named_parameters(), config.lr, config.optimizer_options)
     schedule, learns = _schedule(config, task, schedule_file)
 
     def training_loss() -> float:

@@ -17,7 +17,10 @@ def listing(json: o.Json = False) -> None:
     tables = {
         "tasks": describe_tasks(),
         "schedules": {name: method.summary for name, method in METHODS.items()},
-        "optimizers": {name: f"torch.optim.{optimizer.__name__}" for name, optimizer in OPTIMIZERS.items()},
+        "optimizers": {
+            name: f"{optimizer.__module__.split('.')[0].replace('torch', 'torch.optim')}.{optimizer.__name__}"
+            for name, optimizer in OPTIMIZERS.items()
+        },
     }
     if json:
         o.print_json(tables)
