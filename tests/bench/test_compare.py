@@ -115,7 +115,7 @@ def test_two_workers_write_the_records_of_one(tmp_path: Path) -> None:
 
 def test_workers_stop_together_and_go_on(tmp_path: Path) -> None:
     config = compare_config("constant", "cosine", seeds=1, threads=1, log_every=50, eval_every=None)
-    config = replace(config, base=replace(config.base, total_steps=1500, checkpoint_every=None))
+    config = replace(config, base=replace(config.base, total_steps=6000, checkpoint_every=None))
     moved: list[int] = []
 
     def watch(progress: ComparisonProgress) -> None:
