@@ -1,50 +1,25 @@
 """The page in a real browser: it renders without complaint, and follows what a reader does."""
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.report.chromium import MARKS, ask, set_media, set_width, showing
 from tests.report.runs import make_records
 
 from metastep.report import write_page
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PLOTS = ("train_loss", "valid_loss", "valid_metric", "lr")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
     folder = tmp_path_factory.mktemp("browser")
     page = write_page(make_records(), folder / "report.html", title="A comparison")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}", "--window-size=1280,1600"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(30)
-    driver.get(page.as_uri())
-    yield driver
-    driver.quit()
-
-
-def ask(browser: Any, expression: str) -> Any:
-    """What an expression of the page's script is, once the next frame is drawn."""
-    return browser.execute_async_script(
-        f"const done = arguments[0]; setTimeout(() => requestAnimationFrame(() => done({expression})), 300);"
-    )
+    with showing(page, folder) as driver:
+        yield driver
 
 
 def test_the_page_renders_without_an_error(browser: Any) -> None:
@@ -73,8 +48,7 @@ def test_the_clock_can_be_seconds(browser: Any) -> None:
 def test_dark_mode_changes_the_page_and_the_words_in_the_plots(browser: Any) -> None:
     seen = []
     for scheme in ("light", "dark"):
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        set_media(browser, scheme=scheme)
         page = ask(browser, "getComputedStyle(document.documentElement).backgroundColor")
         words = ask(browser, "document.getElementById('lr').layout.font.color")
         seen.append((page, words))
@@ -84,6 +58,5 @@ def test_dark_mode_changes_the_page_and_the_words_in_the_plots(browser: Any) -> 
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_sticks_out_of_the_page(browser: Any, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    set_width(browser, width)
     assert ask(browser, "document.documentElement.scrollWidth") <= width

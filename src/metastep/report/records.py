@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-Metric = Literal["accuracy", "perplexity"]
+Metric = Literal["accuracy", "perplexity", "r2"]
 Numbers = list[float | None]
 
 
@@ -30,13 +30,14 @@ class TrainCurve(TypedDict):
 
 
 class ValidCurve(TypedDict):
-    """What the outer validation split said; one of the two metrics is there."""
+    """What the outer validation split said; one of the metrics is there."""
 
     step: list[int]
     seconds: list[float]
     loss: Numbers
     accuracy: NotRequired[Numbers]  # in [0, 1]
     perplexity: NotRequired[Numbers]
+    r2: NotRequired[Numbers]
 
 
 class Final(TypedDict):
@@ -45,6 +46,7 @@ class Final(TypedDict):
     loss: float | None
     accuracy: NotRequired[float | None]
     perplexity: NotRequired[float | None]
+    r2: NotRequired[float | None]
 
 
 class Layers(TypedDict):
@@ -107,7 +109,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "created": (str,),
     "settings": (dict,),
 }
-_METRICS: tuple[Metric, ...] = ("accuracy", "perplexity")
+_METRICS: tuple[Metric, ...] = ("accuracy", "perplexity", "r2")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -155,7 +157,7 @@ def read_records(path: Path) -> list[Record]:
 
 def metric_of(record: Record) -> Metric:
     """Name the metric that this record carries beside the loss."""
-    return "accuracy" if "accuracy" in record["valid"] else "perplexity"
+    return next(name for name in _METRICS if name in record["valid"])
 
 
 def check_record(content: object, where: str) -> Record:
@@ -180,7 +182,7 @@ def check_record(content: object, where: str) -> Record:
 
     metrics = [name for name in _METRICS if name in content["valid"]]
     if len(metrics) != 1:
-        raise ValueError(f"{where}: valid must hold accuracy or perplexity, got {metrics or 'neither'}.")
+        raise ValueError(f"{where}: valid must hold accuracy, perplexity or r2, got {metrics or 'none'}.")
     _check_curve(content["train"], ("loss", "lr"), f"{where}: train")
     _check_curve(content["valid"], ("loss", metrics[0]), f"{where}: valid")
     for name in ("loss", metrics[0]):

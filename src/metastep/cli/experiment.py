@@ -1,0 +1,245 @@
+"""From a folder of records to what the report of an experiment shows: cells, and the scores of the benchmark."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metastep.report import Cell, Experiment, Interval, Profile, Scores, Sensitivity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from metastep.report.experiment import Key
+
+SCHEMA = 1
+#: The method that the time of a step is compared with.
+PLAIN = "sgd/constant"
+_RATIOS = tuple(np.geomspace(1, 4, 61).tolist())
+_CURVES = ("step", "loss", "lr")
+_ORIGIN = ("command", "git_revision", "versions", "machine")
+
+
+def records_in(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read every ``*.jsonl`` of a folder, or one file; give file:line and record.
+
+    A last line that a killed run left unfinished is skipped with a warning.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if a line is no record, or of a newer schema.
+    """
+    files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
+    if not files:
+        raise FileNotFoundError(f"no records (*.jsonl) in {place}; give the folder of an experiment or a .jsonl file.")
+    for file in files:
+        lines = file.read_bytes().split(b"\n")
+        for row, line in enumerate(lines, start=1):
+            where = f"{file.relative_to(place).as_posix() if file != place else file.name}:{row}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                if row == len(lines):
+                    warnings.warn(f"{where} is cut off and was skipped; that run has to be repeated.", stacklevel=2)
+                    continue
+                raise ValueError(f"{where} must be one JSON object, got {error}; remove or repeat that run.") from error
+            if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
+                raise ValueError(f"{where} must be a record with a schema, got something else.")
+            if record["schema"] > SCHEMA:
+                raise ValueError(
+                    f"{where}: schema must be at most {SCHEMA}, got {record['schema']}; use a newer metastep."
+                )
+            yield where, record
+
+
+def is_experiment(place: Path) -> bool:
+    """Tell whether the first record that can be read names its method, as those of an experiment do."""
+    for file in [place] if place.is_file() else sorted(place.rglob("*.jsonl")):
+        with file.open("rb") as lines:
+            for line in lines:
+                try:
+                    return "method" in json.loads(line)
+                except (ValueError, TypeError):
+                    break  # whoever reads the file as a whole says what is wrong with it
+    return False
+
+
+def load_experiment(place: Path, title: str | None = None) -> Experiment:
+    """Read a folder of records and score them.
+
+    Raises:
+        ValueError: if a record lacks something; it is named.
+    """
+    cells: list[Cell] = []
+    off: dict[tuple[Key, float], list[float]] = defaultdict(list)  # losses by cell and factor of the rate
+    for where, record in records_in(place):
+        try:
+            cell = _cell(record, where)
+        except KeyError as error:
+            raise ValueError(
+                f"{where}: {error.args[0]} must be there, got only {', '.join(sorted(record))}."
+            ) from error
+        factor = float(record.get("rate_factor", 1.0))
+        if factor == 1.0:
+            cells.append(cell)
+        off[cell.key, factor].append(_loss(cell))
+    notes = place / "notes.txt"
+    return Experiment(
+        title=title or (place.stem if place.is_file() else place.resolve().name),
+        cells=cells,
+        scores=_scores(cells, off),
+        notes=notes.read_text("utf-8").splitlines() if notes.is_file() else (),
+    )
+
+
+def _cell(record: Mapping[str, Any], where: str) -> Cell:
+    final = record["final"]
+    metric = next((name for name in final if name != "loss"), "accuracy")
+    return Cell(
+        task=record["task"],
+        method=record.get("method") or record["label"],
+        seed=record["seed"],
+        budget=record.get("budget", 1),
+        status=record["status"],
+        metric=metric,
+        loss=final.get("loss"),
+        quality=final.get(metric),
+        seconds=record["train_seconds"],
+        train={name: record["train"][name] for name in _CURVES if name in record["train"]},
+        valid={name: record["valid"][name] for name in _CURVES if name in record["valid"]},
+        tuned={name: str(values) for name, values in record.get("tuned", {}).items()},
+        found=record.get("found", {"lr": record["lr"]}),
+        error=record.get("error"),
+        source=where,
+        origin={name: record[name] for name in _ORIGIN if record.get(name) is not None},
+    )
+
+
+def _loss(cell: Cell) -> float:
+    return cell.loss if cell.status == "finished" and cell.loss is not None else math.inf
+
+
+def _scores(cells: Sequence[Cell], off: Mapping[tuple[Key, float], Sequence[float]]) -> Scores:
+    groups: dict[Key, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.key].append(cell)
+    remarks: list[str] = []
+    profiles: list[Profile] = []
+    ranks: dict[tuple[str, int], Interval] = {}
+    for budget in sorted({cell.budget for cell in cells}):
+        costs = _costs(groups, budget, remarks)
+        if costs:
+            profiles += _profiles(costs, budget)
+            ranks |= _ranks(costs, budget, remarks)
+    return Scores(
+        losses={key: one for key, runs in groups.items() if (one := _interval(run.loss for run in runs))},
+        qualities={key: one for key, runs in groups.items() if (one := _interval(run.quality for run in runs))},
+        ranks=ranks,
+        profiles=profiles,
+        sensitivities=_sensitivities(off),
+        overheads=_overheads(groups),
+        remarks=remarks,
+    )
+
+
+def _interval(values: Iterable[float | None]) -> Interval | None:
+    from metastep.bench.scores import bootstrap
+
+    usable = [value for value in values if value is not None and math.isfinite(value)]
+    if not usable:
+        return None
+    one = bootstrap(usable, draws=2000)
+    return Interval(mean=one.mean, low=one.low, high=one.high)
+
+
+def _costs(groups: Mapping[Key, Sequence[Cell]], budget: int, remarks: list[str]) -> dict[str, dict[str, float]]:
+    """Give mean losses by method and task; methods that were not run on every task are left out, and named."""
+    tasks = list(dict.fromkeys(task for task, _, of in groups if of == budget))
+    methods = list(dict.fromkeys(method for _, method, of in groups if of == budget))
+    whole = [method for method in methods if all((task, method, budget) in groups for task in tasks)]
+    missing = [method for method in methods if method not in whole]
+    if missing:
+        remarks.append(f"Without profile and rank at {budget} trials, as not run on every task: {', '.join(missing)}.")
+    return {
+        method: {task: float(np.mean([_loss(run) for run in groups[task, method, budget]])) for task in tasks}
+        for method in whole
+    }
+
+
+def _profiles(costs: Mapping[str, Mapping[str, float]], budget: int) -> list[Profile]:
+    from metastep.bench.scores import performance_profile, profile_areas
+
+    shares, areas = performance_profile(costs, _RATIOS), profile_areas(costs, _RATIOS[-1])
+    return [
+        Profile(method=method, budget=budget, area=areas[method], factors=_RATIOS, shares=shares[method])
+        for method in costs
+    ]
+
+
+def _ranks(
+    costs: Mapping[str, Mapping[str, float]], budget: int, remarks: list[str]
+) -> dict[tuple[str, int], Interval]:
+    from metastep.bench.scores import rank
+
+    if len(costs) < 3 or len(next(iter(costs.values()))) < 2:
+        return {}
+    ranking = rank(costs)
+    half = ranking.critical_difference / 2
+    told = sum(p < 0.05 for p in ranking.pairwise_p.values())
+    trials = "At defaults" if budget == 1 else f"With {budget} trials"
+    remarks.append(
+        f"{trials}, that all methods are alike has p = {ranking.friedman_p:.2g} (Friedman); {told} of "
+        f"{len(ranking.pairwise_p)} pairs of methods differ (Wilcoxon, 5 % after Holm)."
+    )
+    return {
+        (method, budget): Interval(mean=mean, low=mean - half, high=mean + half)
+        for method, mean in ranking.mean_rank.items()
+    }
+
+
+def _sensitivities(off: Mapping[tuple[Key, float], Sequence[float]]) -> list[Sensitivity]:
+    """Average the loss over that at the chosen rate geometrically over tasks.
+
+    A task counts for a method where it was run at every rate and ended well at the chosen one; a rate at which the
+    method diverges on one of its tasks has an infinite loss.
+    """
+    factors = sorted({factor for _, factor in off})
+    if len(factors) < 2:
+        return []
+    found = []
+    means = {place: float(np.mean(losses)) for place, losses in off.items()}
+    for method in dict.fromkeys(method for (_, method, _), _ in off):
+        keys = [
+            key
+            for key, factor in off
+            if key[1] == method and factor == 1.0 and math.isfinite(means[key, 1.0])
+            if all((key, other) in off for other in factors)
+        ]
+        if keys:
+            ratios = np.array([[means[key, factor] / means[key, 1.0] for factor in factors] for key in keys])
+            found.append(Sensitivity(method=method, factors=factors, losses=np.exp(np.log(ratios).mean(0)).tolist()))
+    return found
+
+
+def _overheads(groups: Mapping[Key, Sequence[Cell]]) -> dict[str, float]:
+    """Give the median over tasks and budgets of the time of a step over that of plain SGD's on the same task."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for (task, method, budget), runs in groups.items():
+        plain = groups.get((task, PLAIN, budget))
+        if plain and method != PLAIN and (mine := _seconds(runs)) and (theirs := _seconds(plain)):
+            times[method].append(mine / theirs)
+    return {method: float(np.median(values)) for method, values in times.items()}
+
+
+def _seconds(runs: Sequence[Cell]) -> float:
+    """Give the mean time of a step of the runs that finished; 0 where there is none."""
+    steps = [(run.seconds, run.train["step"][-1]) for run in runs if run.status == "finished" and run.train.get("step")]
+    return float(np.mean([seconds / step for seconds, step in steps if step])) if steps else 0.0
