@@ -50,7 +50,7 @@ def results(experiment: Experiment, budget: int, slots: Mapping[str, int]) -> st
         area = f"{areas[method]:.3f}" if method in areas else "–"
         rank = scores.ranks.get((method, budget))
         ranks = "–" if rank is None else f"{rank.mean:.1f} <small>± {(rank.high - rank.low) / 2:.1f}</small>"
-        head = f'<th scope="row">{sample(slots[method])}<span>{escape(method)}</span></th>'
+        head = f'<th scope="row">{sample(slots[method])}<span>{_breakable(method)}</span></th>'
         rows.append(f"<tr>{head}<td>{area}</td><td>{ranks}</td>{''.join(cells)}</tr>")
     heads = "".join(
         f'<th scope="col"><span>{escape(task).replace("/", "/<wbr>")}</span><small>{_unit(metrics[task])}</small></th>'
@@ -203,6 +203,11 @@ def _best(experiment: Experiment, task: str, budget: int) -> str | None:
         return None
     choose = max if better_is_higher(experiment.metric(task)) else min
     return choose(means, key=lambda method: means[method])
+
+
+def _breakable(name: str) -> str:
+    """Let a line end after a slash."""
+    return escape(name).replace("/", "/<wbr>")
 
 
 def _unit(metric: str) -> str:
