@@ -167,7 +167,7 @@ def test_a_thousand_steps_leave_no_memory_behind() -> None:
     try:
         before = steps(50)
         tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-        assert steps(1000) - before < 16 * 1000  # one float kept a step is 24 bytes; torch's own registries stir a little
+        assert steps(1000) - before < 16 * 1000  # one float kept a step is 24 bytes; torch's registries stir a little
         assert sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()) <= tensors
     finally:
         tracemalloc.stop()
