@@ -41,6 +41,7 @@ TASKS = {
     "imagenet/resnet50": (3, 224, 224),
     "ptb/lstm2": (35,),
     "ptb/lstm3": (35,),
+    "ptb/lstm-small": (20,),
     "shakespeare/lstm": (64,),
     "shakespeare/transformer": (64,),
     "shakespeare/lstm-small": (32,),
