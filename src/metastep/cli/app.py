@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from metastep.cli import compare, inspect, listing, report, train
+from metastep.cli import compare, inspect, listing, meta_train, report, train
 from metastep.cli.options import Stopped
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
-app.command("meta-train")(train.meta_train)
+app.command("meta-train")(meta_train.meta_train)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)

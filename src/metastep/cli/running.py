@@ -1,0 +1,54 @@
+"""How a command begins one run, or goes on with it, and shows what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from metastep.cli import options as o
+from metastep.cli.display import note, run_bar, say, show, stop_notice
+from metastep.cli.tables import run_summary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from metastep.bench.config import RunConfig
+
+
+def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str) -> None:
+    """Run a new configuration in a folder, or go on with the run in it."""
+    from metastep.bench.locks import FolderInUse
+    from metastep.bench.records import read_record
+    from metastep.bench.run import Run, read_config
+    from metastep.bench.stopping import StopSignal
+    from metastep.bench.torchrun import is_first_process, met
+
+    resume = o.resume_command(command, folder)
+    record = None
+    if config is None:
+        config, record = read_config(folder), read_record(folder)
+    first = is_first_process()
+    if record is None:
+        with (
+            met(config.device),
+            run_bar(folder.name, quiet=json or not first) as watch,
+            StopSignal(stop_notice if first else None) as stop,
+        ):
+            run = Run(config, folder, should_stop=stop, on_progress=watch, on_note=note if first else None)
+            try:
+                record = run.execute()
+            except FolderInUse:
+                raise
+            except OSError as error:
+                raise OSError(f"{error}; the last good checkpoint is kept, go on with: {resume}") from error
+        if run.status == "stopped":
+            raise o.Stopped(resume, stop.exit_code)
+    if not first:
+        return
+    if json:
+        o.print_json({**record, "folder": str(folder)})
+        return
+    show(run_summary(record))
+    say(f"folder: {folder}")
+    if config.meta is not None and record["status"] == "finished":
+        path = folder / "schedule.safetensors"
+        say(f"learned schedule: {path}  (look at it: metastep inspect {path})")
