@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         WarmupStableDecay,
         load_schedule,
         save_schedule,
+        shipped_schedules,
     )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "load_schedule",
     "save_schedule",
+    "shipped_schedules",
 ]
 
 

@@ -19,6 +19,7 @@ from metastep.schedules import (
     WarmRestarts,
     WarmupStableDecay,
     load_schedule,
+    shipped_schedules,
 )
 
 
@@ -87,8 +88,9 @@ def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Sched
     """Return the schedule and whether it is to be learned during the run.
 
     Args:
-        schedule: a name of :data:`METHODS`; a schedule file; or files joined by ``+``, the snapshots for equal
-            parts of the run. ``@staircase`` after files replaces each snapshot by the constant at which it settles.
+        schedule: a name of :data:`METHODS`; a schedule file, or the name of one that is shipped; or files joined by
+            ``+``, the snapshots for equal parts of the run. ``@staircase`` after files replaces each snapshot by the
+            constant at which it settles.
         total_steps: optimizer steps of the run.
         text: whether the task is a language model: a learned schedule then reads loss / ln V.
 
@@ -107,11 +109,12 @@ def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Sched
 
 def _from_files(schedule: str) -> Schedule:
     files, _, control = schedule.partition("@")
-    if not any(Path(part).suffix or "/" in part or Path(part).is_file() for part in files.split("+")):
-        raise unknown_name("schedule", schedule, METHODS)
+    parts, shipped = files.split("+"), shipped_schedules()
+    if not any(part in shipped or Path(part).suffix or "/" in part or Path(part).is_file() for part in parts):
+        raise unknown_name("schedule", schedule, [*METHODS, *shipped])
     if control not in ("", "staircase"):
         raise ValueError(f"schedule may end in @staircase, got @{control}.")
-    members = [load_schedule(part) for part in files.split("+")]
+    members = [load_schedule(part) for part in parts]
     made = members[0] if len(members) == 1 else Phased(members)
     if control:
         made = (made if isinstance(made, Phased) else Phased([made])).staircase()

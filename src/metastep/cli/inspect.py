@@ -22,7 +22,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A schedule: ours, or a published .pth.")],
+    file: Annotated[str, typer.Argument(help="A schedule: a file of ours, a published .pth, or a name we ship.")],
     steps: Annotated[int, typer.Option(help="Steps to show.")] = 300,
     num_classes: Annotated[int, typer.Option(help="Classes of the task that the losses stand for.")] = 10,
     gate_layout: Annotated[
@@ -33,6 +33,7 @@ def inspect(
 ) -> None:
     """Show a schedule's configuration and the rate it would set for a falling, a rising and a flat loss."""
     from metastep.schedules import load_schedule
+    from metastep.schedules.checkpoint import read_schedule_file
 
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}.")
@@ -50,7 +51,7 @@ def inspect(
     facts = {
         "class": type(schedule).__name__,
         "weights": sum(weight.numel() for weight in schedule.parameters()),
-        "bytes": file.stat().st_size,
+        "bytes": len(read_schedule_file(file)),
         "config": schedule.config(),
     }
     if json:
@@ -65,8 +66,8 @@ def inspect(
         )
     from metastep.report import rate_plot
 
-    target = plot or Path(f"{file.stem}-rates.png")
-    say(f"plot: {rate_plot(rates, target, title=file.name)}")
+    target = plot or Path(f"{Path(file).stem}-rates.png")
+    say(f"plot: {rate_plot(rates, target, title=Path(file).name)}")
 
 
 def _rates(schedule: Schedule, losses: Sequence[float], num_classes: int, initial: float) -> list[float]:
@@ -97,8 +98,8 @@ def _settled(schedule: Schedule, num_classes: int, losses: int = 12) -> list[dic
     return found
 
 
-def _facts_table(file: Path, facts: dict[str, Any]) -> Table:
-    table = Table(title=escape(str(file)), title_justify="left", show_header=False, box=None, pad_edge=False)
+def _facts_table(file: str, facts: dict[str, Any]) -> Table:
+    table = Table(title=escape(file), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_row("class", facts["class"])
     table.add_row("weights", f"{facts['weights']:,} ({facts['bytes'] / 1024:.0f} KiB)")
     config = facts["config"]

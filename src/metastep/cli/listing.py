@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.table import Table
 
 from metastep.cli import options as o
 from metastep.cli.display import say, show
 
 
-def listing(json: o.Json = False) -> None:
-    """List the tasks, the schedules and the optimizers."""
+def listing(
+    kind: Annotated[str | None, typer.Argument(help="Only tasks, schedules or optimizers.")] = None,
+    json: o.Json = False,
+) -> None:
+    """List the tasks, the schedules (those that ship with the package included) and the optimizers."""
     from metastep.bench.methods import METHODS
+    from metastep.bench.names import unknown_name
     from metastep.bench.optimizers import OPTIMIZERS
+    from metastep.schedules import shipped_schedules
     from metastep.tasks import describe_tasks
 
     tables = {
         "tasks": describe_tasks(),
-        "schedules": {name: method.summary for name, method in METHODS.items()},
+        "schedules": {name: method.summary for name, method in METHODS.items()} | shipped_schedules(),
         "optimizers": {
             name: f"{optimizer.__module__.split('.')[0].replace('torch', 'torch.optim')}.{optimizer.__name__}"
             for name, optimizer in OPTIMIZERS.items()
         },
     }
+    if kind is not None:
+        if kind not in tables:
+            raise unknown_name("kind", kind, tables)
+        tables = {kind: tables[kind]}
     if json:
         o.print_json(tables)
         return

@@ -8,6 +8,7 @@ from metastep.schedules.closed_form import Constant, Exponential, MultiStep, Sta
 from metastep.schedules.mlrsnet import MLRSNet
 from metastep.schedules.phased import FixedOutput, Phased
 from metastep.schedules.scale import ScaleRule
+from metastep.schedules.shipped import shipped_schedules
 
 __all__ = [
     "Constant",
@@ -27,4 +28,5 @@ __all__ = [
     "WarmupStableDecay",
     "load_schedule",
     "save_schedule",
+    "shipped_schedules",
 ]

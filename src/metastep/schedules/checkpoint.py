@@ -1,5 +1,6 @@
 """Schedules on disk: safetensors with their configuration and a checksum; no file is ever unpickled into code."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from metastep.schedules.closed_form import Constant, Exponential, MultiStep, Sta
 from metastep.schedules.mlrsnet import GateLayout, MLRSNet
 from metastep.schedules.phased import FixedOutput, Phased
 from metastep.schedules.published import read_published
+from metastep.schedules.shipped import shipped_file, shipped_schedules
 
 _FORMAT, _SCHEMA = "metastep.schedule", "1"
 
@@ -83,10 +85,13 @@ def save_schedule(schedule: Schedule, path: str | Path) -> None:
 
 
 def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = None) -> Schedule:
-    """Read a schedule from our safetensors file, or a published ``.pth`` snapshot; told apart by content.
+    """Read a schedule that comes with the package, our safetensors file, or a published ``.pth`` snapshot.
+
+    Files are told apart by content. Nothing inside a file is run.
 
     Args:
-        path_or_name: the file.
+        path_or_name: the file, or one of :func:`metastep.shipped_schedules`. Such a name means the same in every
+            folder; a file of your own that is called so is ``./NAME``, or a ``Path``.
         gate_layout: for published snapshots only, whose files do not say it: default ``"ifgo"``, with which their
             authors used them.
 
@@ -94,20 +99,17 @@ def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = Non
         The schedule, on the CPU, whichever device wrote it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such file or name; it says the nearest names.
         ScheduleFileError: if it is broken, of another kind, or could be read only by running code inside it.
 
     Example:
         >>> save_schedule(Cosine(100), tmp_path / "cosine.safetensors")
         >>> load_schedule(tmp_path / "cosine.safetensors").factor_at(100) < 1e-3
         True
+        >>> len(load_schedule("mlrsnet-cifar10").schedules)
+        3
     """
-    path = Path(path_or_name)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no schedule file {str(path_or_name)!r}; give the path of a .safetensors or .pth file."
-        )
-    data = path.read_bytes()
+    path, data = Path(path_or_name), read_schedule_file(path_or_name)
     schedule: Schedule
     if data[8:9] == b"{":
         if gate_layout is not None:
@@ -121,6 +123,26 @@ def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = Non
     if not all(weight.isfinite().all() for weight in schedule.state_dict().values()):
         raise ScheduleFileError(f"{path}: some weights are not finite; such a schedule sets no rate.")
     return schedule
+
+
+def read_schedule_file(path_or_name: str | Path) -> bytes:
+    """The bytes of a schedule that comes with the package or lies on disk.
+
+    Raises:
+        FileNotFoundError: if there is no such file or name; it says the nearest names.
+    """
+    shipped = shipped_file(path_or_name) if isinstance(path_or_name, str) else None
+    if shipped is not None:
+        return shipped.read_bytes()
+    path = Path(path_or_name)
+    if not path.is_file():
+        names = list(shipped_schedules())
+        near = difflib.get_close_matches(path.name, names, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"or a name: {', '.join(names)}."
+        raise FileNotFoundError(
+            f"no schedule file {str(path_or_name)!r}; give the path of a .safetensors or .pth file, {hint}"
+        )
+    return path.read_bytes()
 
 
 def _read(path: Path, data: bytes) -> Schedule:

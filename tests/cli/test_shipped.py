@@ -1,0 +1,36 @@
+"""Schedules that come with the package are called by name on the command line, as the closed forms are."""
+
+from pathlib import Path
+
+import metastep as package
+
+
+def test_the_shipped_schedules_are_listed(metastep) -> None:
+    schedules = metastep("list", "schedules", "--json").json
+    assert list(schedules) == ["schedules"]
+    assert package.shipped_schedules().items() <= schedules["schedules"].items()
+    assert "mlrsnet-cifar10" in metastep("list", "schedules").out
+    assert "digits/mlp" not in metastep("list", "schedules").out
+
+
+def test_an_unknown_kind_of_thing_is_refused(metastep) -> None:
+    result = metastep("list", "schedule")
+    assert (result.code, result.out) == (2, "")
+    assert "did you mean schedules" in result.err
+
+
+def test_a_shipped_schedule_is_inspected_by_name(metastep, tmp_path: Path) -> None:
+    found = metastep("inspect", "mlrsnet-cifar10", "--steps", "9", "--json").json
+    assert found["class"] == "Phased"
+    assert found["bytes"] > 100_000
+    assert len(found["settled"]) == 3
+
+
+def test_a_shipped_schedule_drives_a_run_by_name(metastep, tmp_path: Path) -> None:
+    small = ("--steps", "6", "--train-size", "200", "--threads", "1", "--out", str(tmp_path / "run"), "--json")
+    record = metastep("train", "digits/mlp", "--schedule", "mlrsnet-cifar10", *small).json
+    assert record["schedule"] == "mlrsnet-cifar10"
+    assert record["scale"] > 0
+    assert all(0 < rate < 5 for rate in record["train"]["lr"])
+    wrong = metastep("train", "digits/mlp", "--schedule", "mlrsnet-cifar")
+    assert "did you mean mlrsnet-cifar10" in wrong.err

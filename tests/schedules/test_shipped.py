@@ -1,0 +1,85 @@
+"""The schedules that come with the package: whole, small, with a card, and called by name from anywhere."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+import metastep as ms
+from metastep.schedules.shipped import shipped_card, shipped_file
+
+FOLDER = files("metastep.schedules.shipped")
+NAMES = sorted(
+    entry.name.removesuffix(".safetensors") for entry in FOLDER.iterdir() if entry.name[-12:] == ".safetensors"
+)
+LARGEST = 500_000  # bytes
+
+
+def test_every_file_has_its_card_and_every_card_its_file() -> None:
+    cards = sorted(entry.name.removesuffix(".md") for entry in FOLDER.iterdir() if entry.name.endswith(".md"))
+    assert cards == NAMES == sorted(ms.shipped_schedules())
+    assert NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_schedule_is_small_and_sets_finite_rates(name: str) -> None:
+    file = shipped_file(name)
+    assert file is not None
+    assert len(file.read_bytes()) < LARGEST
+    schedule = ms.load_schedule(name).with_total_steps(30)
+    assert all(weight.isfinite().all() for weight in schedule.state_dict().values())
+    weight = torch.nn.Parameter(torch.ones(3))
+    lr = ms.LearnedLR(torch.optim.SGD([weight], lr=0.1), schedule, num_classes=10, initial_loss=2.3)
+    for step in range(30):
+        lr.observe(2.3 - step / 15)
+        weight.grad = torch.ones(3)
+        lr.optimizer.step()
+        assert 0 < lr.get_last_lr()[0] < 10
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_schedule_has_one_line_that_says_what_it_is(name: str) -> None:
+    summary = ms.shipped_schedules()[name]
+    assert 10 < len(summary) < 100
+    assert summary in shipped_card(name)
+
+
+def test_a_name_means_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = NAMES[0]
+    ms.save_schedule(ms.Cosine(7), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert not isinstance(ms.load_schedule(name), ms.Cosine)
+    assert isinstance(ms.load_schedule(f"./{name}"), ms.Cosine)
+    assert isinstance(ms.load_schedule(Path(name)), ms.Cosine)
+
+
+def test_the_frozen_schedule_has_the_weights_that_its_record_was_made_with() -> None:
+    learned = ms.load_schedule(Path(__file__).parents[2] / "results" / "transfer" / "meta" / "schedule.safetensors")
+    shipped = ms.load_schedule("mlrsnet-cifar10")
+    assert all(torch.equal(a, b) for a, b in zip(learned.parameters(), shipped.parameters(), strict=True))
+    assert shipped.scale == ms.ScaleRule(mode="freeze")
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("mlrsnet-cifar", "did you mean mlrsnet-cifar10"),
+        ("mlrsnet_cifar10.safetensors", "did you mean mlrsnet-cifar10"),
+        ("zzz", "or a name: .*mlrsnet-cifar10"),
+        ("../shipped/mlrsnet-cifar10", "no schedule file"),
+        ("", "no schedule file"),
+        (".", "no schedule file"),
+        ("C:mlrsnet-cifar10", "no schedule file"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_and_a_path_never_leads_into_the_package(asked: str, says: str) -> None:
+    with pytest.raises(FileNotFoundError, match=says):
+        ms.load_schedule(asked)
+
+
+def test_a_schedule_that_is_not_shipped_has_no_file_and_no_card() -> None:
+    assert shipped_file("cosine") is None
+    with pytest.raises(FileNotFoundError):
+        shipped_card("cosine")
