@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import metastep as package
-from metastep.bench.methods import METHODS
+from metastep.bench.schedules import SCHEDULES
 from metastep.report import read_records
 from metastep.schedules import load_schedule
 
@@ -66,7 +66,7 @@ def test_the_command_line_is_read_without_torch() -> None:
 def test_list_names_what_can_be_named(metastep) -> None:
     tables = metastep("list", "--json").json
     assert set(tables) == {"tasks", "schedules", "optimizers"}
-    assert set(tables["schedules"]) == {*METHODS, *package.shipped_schedules()}
+    assert set(tables["schedules"]) == {*SCHEDULES, *package.shipped_schedules()}
     text = metastep("list").out
     assert all(name in text for table in tables.values() for name in table)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from metastep.bench.entrants import CompareConfig, Entrant
 from metastep.bench.locks import FolderLock
-from metastep.bench.methods import METHODS, make_schedule
 from metastep.bench.protocols import load_run_task
 from metastep.bench.records import read_record, write_records
 from metastep.bench.run import Progress
+from metastep.bench.schedules import SCHEDULES, make_schedule
 from metastep.bench.stopping import never
 from metastep.bench.trainers import check_device
 from metastep.bench.workers import Cell, run_here, run_in_workers
@@ -151,11 +151,11 @@ class Comparison:
                 yield self._cell(entrant, seed, lr, test=True)
 
     def _cell(self, entrant: Entrant, seed: int, lr: float, *, test: bool) -> Cell:
-        learns = entrant.schedule in METHODS and METHODS[entrant.schedule].learns
+        learns = entrant.schedule in SCHEDULES and SCHEDULES[entrant.schedule].learns
         meta = self.config.base.meta if learns else None
         config = replace(self.config.base, schedule=entrant.schedule, seed=seed, lr=lr, test=test, meta=meta)
         folder = self.folder / "runs" / entrant.label / f"lr-{lr}-seed-{seed}"
-        file = None if entrant.schedule in METHODS else self._file_of(entrant.label)
+        file = None if entrant.schedule in SCHEDULES else self._file_of(entrant.label)
         return Cell(label=entrant.label, config=config, folder=folder, schedule_file=file)
 
     def _rate(self, entrant: Entrant) -> float:
@@ -191,7 +191,7 @@ class Comparison:
 
     def _from_files(self) -> Iterator[tuple[str, Schedule]]:
         for entrant in self.config.entrants:
-            if entrant.schedule not in METHODS and not self._file_of(entrant.label).is_file():
+            if entrant.schedule not in SCHEDULES and not self._file_of(entrant.label).is_file():
                 yield entrant.label, self._schedules[entrant.label]
 
 

@@ -54,7 +54,7 @@ class RunConfig:
 
     Args:
         task: name of a task.
-        schedule: a name or files, see :func:`metastep.bench.methods.make_schedule`.
+        schedule: a name or files, see :func:`metastep.bench.schedules.make_schedule`.
         seed: of the weights, the data order and dropout, >= 0.
         optimizer: name of the base optimizer.
         optimizer_options: its options besides the rate.

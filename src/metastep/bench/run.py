@@ -13,10 +13,10 @@ import torch
 from metastep.bench.config import RunConfig
 from metastep.bench.curves import CurveLog, SilentLog
 from metastep.bench.locks import FolderLock
-from metastep.bench.methods import METHODS
 from metastep.bench.protocols import load_run_task
 from metastep.bench.rates import applied_rate, layer_rates, layers_every
 from metastep.bench.records import make_record, read_record, write_record
+from metastep.bench.schedules import SCHEDULES
 from metastep.bench.stopping import never
 from metastep.bench.team import any_process, as_the_first, mean_of_all, own_parts, with_own_part
 from metastep.bench.trainers import make_trainer
@@ -241,7 +241,7 @@ class Run:
         """Write the configuration, and the schedule if it is from files: a resume does not need those."""
         if not (self.folder / "run.json").is_file():
             write_atomically(self.folder / "run.json", self.config.to_json())
-        if self._schedule_file is None and self.config.schedule not in METHODS:
+        if self._schedule_file is None and self.config.schedule not in SCHEDULES:
             save_schedule(self.trainer.lr.schedule, self._kept_schedule)
 
     def _restore(self) -> None:

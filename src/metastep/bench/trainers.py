@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from metastep.bench.config import RunConfig
-from metastep.bench.methods import make_schedule
 from metastep.bench.optimizers import make_optimizer
+from metastep.bench.schedules import make_schedule
 from metastep.bench.team import Rows
 from metastep.core.collectives import rank_here, replicated
 from metastep.meta import MetaLearner

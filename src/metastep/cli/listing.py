@@ -16,15 +16,15 @@ def listing(
     json: o.Json = False,
 ) -> None:
     """List the tasks, the schedules (those that ship with the package included) and the optimizers."""
-    from metastep.bench.methods import METHODS
     from metastep.bench.names import unknown_name
     from metastep.bench.optimizers import OPTIMIZERS
+    from metastep.bench.schedules import SCHEDULES
     from metastep.schedules import shipped_schedules
     from metastep.tasks import describe_tasks
 
     tables = {
         "tasks": describe_tasks(),
-        "schedules": {name: method.summary for name, method in METHODS.items()} | shipped_schedules(),
+        "schedules": {name: method.summary for name, method in SCHEDULES.items()} | shipped_schedules(),
         "optimizers": {
             name: f"{optimizer.__module__.split('.')[0].replace('torch', 'torch.optim')}.{optimizer.__name__}"
             for name, optimizer in OPTIMIZERS.items()

@@ -38,12 +38,12 @@ def train(
         o.refuse_beside_resume(context)
         execute_run(None, resume, json, "train")
         return
-    from metastep.bench.methods import METHODS, make_schedule
     from metastep.bench.protocols import training
+    from metastep.bench.schedules import SCHEDULES, make_schedule
     from metastep.tasks.table import recipe_of
 
     recipe = recipe_of(o.require_task(task))
     make_schedule(schedule, 1000, text=recipe.kind == "language")  # a wrong name is said before data are read
-    learns = schedule in METHODS and METHODS[schedule].learns
+    learns = schedule in SCHEDULES and SCHEDULES[schedule].learns
     config = training(recipe, schedule=schedule, learns=learns, seed=seed, lr=lr, **run.given())
     execute_run(config, o.new_folder(out, f"{recipe.name}-{Path(schedule).stem}"), json, "train")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metastep.bench.methods import METHODS, make_schedule
+from metastep.bench.schedules import SCHEDULES, make_schedule
 from metastep.schedules import FixedOutput, MLRSNet, Phased, save_schedule
 
 
@@ -20,7 +20,7 @@ def files(tmp_path: Path) -> list[str]:
     return paths
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 10, 1000])
 def test_every_named_schedule_gives_a_rate_in_every_step_of_every_length(name: str, total_steps: int) -> None:
     schedule, learns = make_schedule(name, total_steps, text=False)

@@ -1,0 +1,111 @@
+"""A method: an optimizer and a schedule under one name, what of them is tuned and over which space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from metastep.bench.config import MetaConfig
+from metastep.bench.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from metastep.bench.config import RunConfig
+    from metastep.bench.spaces import Space
+
+#: About so many meta-updates in a run that learns something on its way.
+META_UPDATES = 100
+
+#: Tuned values that are no option of the optimizer.
+LR, WARMUP, META_LR = "lr", "warmup", "meta_lr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One line of the table of methods.
+
+    Args:
+        name: under which it is found.
+        summary: one line for ``metastep list methods``.
+        source: a paper, by arXiv number where it has one.
+        optimizer: a name of :data:`metastep.bench.optimizers.OPTIMIZERS`.
+        options: of the optimizer, those that are fixed.
+        schedule: a name or files, see :func:`metastep.bench.schedules.make_schedule`.
+        space: what is tuned, and over what: ``lr``; ``warmup``, as a share of the run; ``meta_lr``; any other name is
+            an option of the optimizer.
+        defaults: the published value, else the one usual in the field, of everything tuned.
+        weight_decay: whether the optimizer has a weight decay, which is then the task's.
+        package: that is imported when the method is used; None: none besides torch.
+        extra: of metastep, that brings the package.
+
+    Raises:
+        ValueError: for a tuned value without a default in its space, or a default of what is not tuned.
+    """
+
+    name: str
+    summary: str
+    source: str
+    optimizer: str
+    schedule: str = "constant"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Space]
+    defaults: Mapping[str, Any]
+    weight_decay: bool = True
+    package: str | None = None
+    extra: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.space.keys() != self.defaults.keys():
+            raise ValueError(
+                f"defaults must name what {self.name} tunes ({', '.join(self.space)}), got {', '.join(self.defaults)}."
+            )
+        for name, space in self.space.items():
+            space.checked(f"defaults[{name!r}] of {self.name}", self.defaults[name])
+
+    def configure(self, base: RunConfig, values: Mapping[str, Any] | None = None) -> RunConfig:
+        """Return the run of this method: the task, seed, length and so on of another, and values of what is tuned.
+
+        Args:
+            base: a run of the same task; its rate is kept where the method tunes none, its optimizer is replaced, of
+                whose options only ``weight_decay`` is kept.
+            values: by name, instead of the defaults. They may lie outside the space, as a study of sensitivity wants.
+
+        Raises:
+            ValueError: for a value of what this method does not tune, or one that a run refuses.
+        """
+        given = dict(values or {})
+        if unknown := given.keys() - self.space.keys():
+            raise ValueError(
+                f"values must be of what {self.name} tunes ({', '.join(self.space) or 'nothing'}), "
+                f"got {', '.join(sorted(unknown))}; leave them out."
+            )
+        tuned = {**self.defaults, **given}
+        lr = tuned.pop(LR, base.lr)
+        warmup = tuned.pop(WARMUP, None)
+        meta_lr = tuned.pop(META_LR, None)
+        kept = {key: base.optimizer_options[key] for key in ("weight_decay",) if key in base.optimizer_options}
+        return replace(
+            base,
+            optimizer=self.optimizer,
+            optimizer_options={**(kept if self.weight_decay else {}), **self.options, **tuned},
+            schedule=self.schedule,
+            lr=lr,
+            warmup_steps=base.warmup_steps if warmup is None else round(warmup * base.total_steps),
+            meta=self._meta(base, meta_lr),
+        )
+
+    def _meta(self, base: RunConfig, meta_lr: float | None) -> MetaConfig | None:
+        if not (self.schedule in SCHEDULES and SCHEDULES[self.schedule].learns):
+            return None
+        meta = base.meta or MetaConfig(every=max(1, base.total_steps // META_UPDATES))
+        return meta if meta_lr is None else replace(meta, meta_lr=meta_lr)
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there; it is not imported to see."""
+        try:
+            return self.package is None or find_spec(self.package) is not None
+        except (ImportError, ValueError):  # a parent that is not there; a module that was put into sys.modules by hand
+            return False
