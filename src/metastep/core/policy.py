@@ -1,0 +1,131 @@
+r"""The network of a signal schedule, as pure functions: features -> drive -> log-multiplier of the rate.
+
+.. math::
+    h &= \tanh(x W_1 + b_1), \qquad d = \tanh(h w_2 + b_2) \\
+    m' &= \mathrm{clip}\bigl(m + d\, \min(1, c / T)\ \text{or, for}\ d < 0,\ d\, \min(\ln 10, f / T)\bigr)
+
+or, recurrent, with :math:`(z, n) = x W_1 + h U + b_1`, :math:`h' = (1 - \sigma(z))\, h + \sigma(z) \tanh(n)`.
+
+One definition for one schedule and for a population: features, hidden states and weights have any leading dimensions,
+which broadcast. With P weight vectors, (P, N), :func:`unpack_weights` gives matrices (P, F, H), and the features
+(P, F) of each member meet the weights of that member.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metastep.core.brake import CUT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: T where no horizon is known.
+NOMINAL_STEPS = 1000.0
+#: The log-multiplier never moves further in one step than this, up and down.
+_HIGHEST_CLIMB, _DEEPEST_FALL = 1.0, math.log(10)
+
+
+class Reach(NamedTuple):
+    """Where the log-multiplier m starts, and how far it can get.
+
+    Attributes:
+        start: m before the first step.
+        climb: m rises by at most min(1, climb / T) a step.
+        fall: m falls by at most min(ln 10, fall / T) a step, brakes aside.
+        lower: the least m.
+        upper: the greatest m.
+    """
+
+    start: float = math.log(0.01)
+    climb: float = 100.0
+    fall: float = 400.0
+    lower: float = -14.0
+    upper: float = 9.2
+
+
+def weight_shapes(features: int, hidden: int, recurrent: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights, in the order of the flat vector."""
+    gates = 2 if recurrent else 1
+    return {
+        "input": (features, gates * hidden),
+        **({"recurrent": (hidden, gates * hidden)} if recurrent else {}),
+        "bias": (gates * hidden,),
+        "output": (hidden, 1),
+        "output_bias": (1,),
+    }
+
+
+def weight_count(features: int, hidden: int, recurrent: bool) -> int:
+    """N, the length of the flat vector of all weights."""
+    return sum(math.prod(shape) for shape in weight_shapes(features, hidden, recurrent).values())
+
+
+def unpack_weights(flat: Tensor, features: int, hidden: int, recurrent: bool) -> dict[str, Tensor]:
+    """The weights in flat vectors, (..., N): views, each (..., *shape) of :func:`weight_shapes`."""
+    shapes = weight_shapes(features, hidden, recurrent)
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes.values()], dim=-1)
+    return {
+        name: part.reshape(*flat.shape[:-1], *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def init_hidden(shape: tuple[int, ...], hidden: int, recurrent: bool, like: Tensor) -> Tensor:
+    """The hidden state before the first step, (*shape, H): zeros; of width 0 if the network is not recurrent."""
+    return like.new_zeros(*shape, hidden if recurrent else 0)
+
+
+def signal_policy(weights: Mapping[str, Tensor], features: Tensor, hidden_state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the drive, (...), in (-1, 1), and the next hidden state.
+
+    Args:
+        weights: those of :func:`unpack_weights`; leading dimensions broadcast against those of the features, so that
+            the layers of a population, (P, L, F), need weights (P, 1, F, H).
+        features: (..., F).
+        hidden_state: (..., H), or (..., 0) if there is no recurrent weight.
+    """
+    z = _product(features, weights["input"]) + weights["bias"]
+    if "recurrent" in weights:
+        gate, new = (z + _product(hidden_state, weights["recurrent"])).chunk(2, dim=-1)
+        hidden_state = torch.lerp(hidden_state, torch.tanh(new), torch.sigmoid(gate))
+        hidden = hidden_state
+    else:
+        hidden = torch.tanh(z)
+    drive = _product(hidden, weights["output"]) + weights["output_bias"]
+    return torch.tanh(drive).squeeze(-1), hidden_state
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """The product x W for x (..., F) and W (..., F, H)."""
+    return torch.matmul(x.unsqueeze(-2), weight).squeeze(-2)
+
+
+def move(
+    log_multiplier: Tensor,
+    drive: Tensor,
+    cut: Tensor | float,
+    total_steps: float | Tensor,
+    horizon_known: bool | Tensor,
+    reach: Reach,
+) -> Tensor:
+    """Return the log-multiplier of this step, (...), in [lower, upper].
+
+    Args:
+        log_multiplier: that of the step before.
+        drive: from :func:`signal_policy`.
+        cut: ``SignalState.cut``: 1 where the brake cuts the multiplier to a tenth (the drive then counts for nothing).
+        total_steps: T >= 1.
+        horizon_known: whether T is known; where not, 1,000 stands for it.
+        reach: the bounds.
+    """
+    known = torch.zeros_like(drive) + horizon_known
+    pace = 1 / torch.where(known > 0, torch.zeros_like(drive) + total_steps, NOMINAL_STEPS)
+    up, down = (reach.climb * pace).clamp(max=_HIGHEST_CLIMB), (reach.fall * pace).clamp(max=_DEEPEST_FALL)
+    step = drive.clamp(min=0) * up + drive.clamp(max=0) * down
+    braked = torch.zeros_like(drive) + cut
+    moved = log_multiplier + torch.where(braked > 0, CUT, step)
+    return moved.clamp(reach.lower, reach.upper)
