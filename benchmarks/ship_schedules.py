@@ -1,0 +1,82 @@
+"""Write the schedules that ship inside the package, and their cards, from ``results/shipped.toml`` and its records.
+
+python benchmarks/ship_schedules.py            # all of them
+python benchmarks/ship_schedules.py --only mlrsnet-cifar10 --out FOLDER
+"""
+
+import argparse
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from metastep.files import write_atomically
+from metastep.schedules import Schedule, load_schedule, save_schedule
+from metastep.schedules.card import ScheduleCard
+from metastep.schedules.transfer import Transfer
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+SHIPPED = ROOT / "src" / "metastep" / "schedules" / "shipped"
+
+
+def read_plan() -> dict[str, dict[str, Any]]:
+    """What is to be shipped, by name."""
+    return tomllib.loads((RESULTS / "shipped.toml").read_text(encoding="utf-8"))
+
+
+def shipped_schedule(entry: dict[str, Any]) -> Schedule:
+    """The learned schedule, with the changes that the plan asks for in its scale rule and its members'."""
+    schedule = load_schedule(RESULTS / entry["schedule"])
+    for part in schedule.modules():
+        if "scale" in entry and isinstance(part, Schedule):
+            part.scale = replace(part.scale, **entry["scale"])
+    return schedule
+
+
+def card(name: str, entry: dict[str, Any]) -> ScheduleCard:
+    """The card, from the plan and the records that it names."""
+    return ScheduleCard(
+        name=name,
+        summary=entry["summary"],
+        usage=f'schedule = ms.load_schedule("{name}")',
+        training=[record for path in entry["training"] for record in read(path)],
+        changed=entry.get("changed", ""),
+        transfer=[transfer(part) for part in entry.get("transfer", [])],
+        limits=entry["limits"],
+        tags=entry.get("tags", []),
+    )
+
+
+def transfer(part: dict[str, Any]) -> Transfer:
+    """One table; the first of its rows is the schedule's own."""
+    records = [record for path in part["records"] for record in read(path)]
+    rows = {shown: [record for record in records if record["label"] == label] for shown, label in part["rows"].items()}
+    source = ", ".join(f"`results/{path}`" for path in part["records"])
+    return Transfer(title=part["title"], records=rows, ours=next(iter(rows)), source=source, note=part.get("note", ""))
+
+
+def read(path: str) -> Iterator[dict[str, Any]]:
+    """The records of a ``.json`` file or of the lines of a ``.jsonl`` file."""
+    text = (RESULTS / path).read_text(encoding="utf-8")
+    for line in text.splitlines() if path.endswith(".jsonl") else [text]:
+        yield json.loads(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="one name of the plan; default: all")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write to; default: the package's")
+    options = parser.parse_args()
+    plan = read_plan()
+    for name in [options.only] if options.only else plan:
+        schedule = shipped_schedule(plan[name])
+        save_schedule(schedule, options.out / f"{name}.safetensors")
+        write_atomically(options.out / f"{name}.md", card(name, plan[name]).markdown(schedule))
+        print(f"{name}: {(options.out / f'{name}.safetensors').stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
