@@ -39,6 +39,9 @@ class Reach(NamedTuple):
         fall: m falls by at most min(ln 10, fall / T) a step, brakes aside.
         lower: the least m.
         upper: the greatest m.
+        landing: |u| / |theta| to which m jumps, once, when the first displacement is known: from there on the rates do
+            not depend on the initial one. 0 does not jump.
+        anneals: whether, beside the drive, the rate falls with what is left of a known horizon, as 1 - t / T.
     """
 
     start: float = math.log(0.01)
@@ -46,6 +49,8 @@ class Reach(NamedTuple):
     fall: float = 400.0
     lower: float = -14.0
     upper: float = 9.2
+    landing: float = 0.0
+    anneals: bool = False
 
 
 def weight_shapes(features: int, hidden: int, recurrent: bool) -> dict[str, tuple[int, ...]]:
@@ -111,6 +116,7 @@ def move(
     total_steps: float | Tensor,
     horizon_known: bool | Tensor,
     reach: Reach,
+    step: int | Tensor = 0,
 ) -> Tensor:
     """Return the log-multiplier of this step, (...), in [lower, upper].
 
@@ -121,11 +127,32 @@ def move(
         total_steps: T >= 1.
         horizon_known: whether T is known; where not, 1,000 stands for it.
         reach: the bounds.
+        step: t, for a reach that anneals.
     """
     known = torch.zeros_like(drive) + horizon_known
     pace = 1 / torch.where(known > 0, torch.zeros_like(drive) + total_steps, NOMINAL_STEPS)
     up, down = (reach.climb * pace).clamp(max=_HIGHEST_CLIMB), (reach.fall * pace).clamp(max=_DEEPEST_FALL)
-    step = drive.clamp(min=0) * up + drive.clamp(max=0) * down
+    change = drive.clamp(min=0) * up + drive.clamp(max=0) * down
     braked = torch.zeros_like(drive) + cut
-    moved = log_multiplier + torch.where(braked > 0, CUT, step)
+    change = torch.where(braked > 0, CUT, change)
+    if reach.anneals:
+        done = (torch.zeros_like(drive) + step) * pace
+        left, before = (1 - done).clamp(min=pace), (1 - done + pace).clamp(pace, torch.ones_like(pace))
+        change = change + (left / before).log() * known
+    moved = log_multiplier + change
     return moved.clamp(reach.lower, reach.upper)
+
+
+def land(log_multiplier: Tensor, update: Tensor, landing: Tensor, reach: Reach) -> Tensor:
+    """Return the log-multiplier from which to move: where the first displacement is known, that of the landing.
+
+    Args:
+        log_multiplier: m of the step before, (...).
+        update: ``SignalState.update``.
+        landing: ``SignalState.landing``, 1 where that displacement is the first.
+        reach: the bounds.
+    """
+    if not reach.landing:
+        return log_multiplier
+    jump = math.log(reach.landing) - update.clamp(min=1e-30).log()
+    return torch.where(landing > 0, log_multiplier + jump, log_multiplier).clamp(reach.lower, reach.upper)

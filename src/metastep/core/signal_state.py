@@ -29,6 +29,8 @@ class SignalState(NamedTuple):
         gradient_deviation: slow average of the distance of |g| from its slow average.
         gradient_peak: largest |g| so far.
         update: fast average of |u| / |theta|; 0 before the first displacement.
+        drop: fast average of |g| |u| / |f|; 0 before the first displacement.
+        landing: 1 at the step that sees the first displacement, otherwise 0.
         braked: 1 if the present step is to be skipped, otherwise 0.
         cut: 1 if the multiplier is to be cut at the present step, otherwise 0.
         rest: steps until a finite loss or gradient may brake again.
@@ -49,6 +51,8 @@ class SignalState(NamedTuple):
     gradient_deviation: Tensor
     gradient_peak: Tensor
     update: Tensor
+    drop: Tensor
+    landing: Tensor
     braked: Tensor
     cut: Tensor
     rest: Tensor

@@ -10,6 +10,7 @@ such numbers, so that it stays the same when the loss or the parameters are meas
     length          log(T / 1000) / log 10
     loss            log(fast average of f / f_0) / 3        the ratio at least 0.0001
     loss_trend      3 log(fast / slow average of f)
+    drop            (log(fast average of |g| |u| / |f|) + 3) / 3      the part of the loss that a step could take away
     alignment       4 x fast average of c = <g, u> / (|g| |u|): above 0 while steps are timid, below if too long
     alignment_slow  6 x slow average of c
     gradient_trend  log(fast / slow average of |g|)
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 #: Signals that need a horizon T, and those that need a loss; where that is missing they are 0 and their mask is 0.
 HORIZON_SIGNALS = ("progress", "remaining", "length")
-LOSS_SIGNALS = ("loss", "loss_trend")
+LOSS_SIGNALS = ("loss", "loss_trend", "drop")
 #: Signals that each layer has of its own.
 LAYER_SIGNALS = ("alignment", "alignment_slow", "gradient_trend", "update", "multiplier")
 #: Every signal, in the order in which a network reads them.
@@ -87,12 +88,15 @@ def observe(
     cosine = torch.where(has_cosine, cosine, 0).clamp(-1, 1)
     moved = update / size
     has_moved = (update > 0) & (size > 0) & moved.isfinite()
+    share = grad * update / (ratio * first).abs()
+    has_share = has_cosine & has_loss & share.isfinite()
     grad = torch.where(has_grad, grad, 0)
 
     fresh_loss, fresh_grad = state.losses == 0, state.gradients == 0
     slow_loss = _average(state.slow_loss, ratio, _SLOW_LOSS, has_loss, fresh_loss)
     slow_grad = _average(state.gradient_slow, grad, _SLOW_LOSS, has_grad, fresh_grad)
     never = torch.zeros_like(fresh_loss)
+    unmoved = (state.update == 0) | (state.landing > 0)  # the first displacement was of a rate that nobody chose
     return SignalState(
         steps=state.steps + 1,
         losses=state.losses + has_loss,
@@ -107,7 +111,9 @@ def observe(
         gradient_slow=slow_grad,
         gradient_deviation=_average(state.gradient_deviation, (grad - slow_grad).abs(), _SLOW_LOSS, has_grad, never),
         gradient_peak=torch.maximum(state.gradient_peak, grad),
-        update=_average(state.update, torch.where(has_moved, moved, 0), _FAST_LOSS, has_moved, state.update == 0),
+        update=_average(state.update, torch.where(has_moved, moved, 0), _FAST_LOSS, has_moved, unmoved),
+        drop=_average(state.drop, torch.where(has_share, share, 0), _FAST_LOSS, has_share, unmoved | (state.drop == 0)),
+        landing=(has_moved & (state.update == 0)).to(state.steps.dtype),
         braked=braked.to(state.steps.dtype),
         cut=cut.to(state.steps.dtype),
         rest=torch.where(braked, QUIET, (state.rest - 1).clamp(min=0)),
@@ -186,16 +192,18 @@ def features(
     total = torch.zeros_like(like) + total_steps
     done = ((torch.zeros_like(like) + step) / total).clamp(0, 1)
     fast, slow = state.fast_loss.clamp(min=_SMALLEST_LOSS), state.slow_loss.clamp(min=_SMALLEST_LOSS)
+    chosen = state.landing == 0
     made = {
         "progress": lambda: (2 * done - 1) * horizon,
         "remaining": lambda: (1 - done).clamp(min=1e-3).log() / 3 * horizon,
         "length": lambda: ((total / 1000).log() / math.log(10)).clamp(-_LARGEST, _LARGEST) * horizon,
         "loss": lambda: fast.log() / 3 * seen,
         "loss_trend": lambda: 3 * (fast / slow).log() * seen,
+        "drop": lambda: torch.where(chosen & (state.drop > 0), (state.drop.clamp(min=1e-30).log() + 3) / 3, 0) * seen,
         "alignment": lambda: 4 * state.alignment_fast,
         "alignment_slow": lambda: 6 * state.alignment_slow,
         "gradient_trend": lambda: _log_ratio(state.gradient_fast, state.gradient_slow),
-        "update": lambda: torch.where(state.update > 0, (state.update.clamp(min=1e-30).log() + 6) / 4, 0),
+        "update": lambda: torch.where(chosen & (state.update > 0), (state.update.clamp(min=1e-30).log() + 6) / 4, 0),
         "multiplier": lambda: log_multiplier / 5,
         "horizon_known": lambda: horizon,
         "loss_known": lambda: seen,
