@@ -7,7 +7,18 @@ from metastep.version import __version__
 
 if TYPE_CHECKING:
     from metastep.meta import MetaLearner, NotLinearInRate
-    from metastep.optim import Hyper, HyperAdagrad, HyperAdam, HyperAdamW, HyperRMSprop, HyperSGD
+    from metastep.optim import (
+        L4,
+        SASA,
+        SPS,
+        Armijo,
+        Hyper,
+        HyperAdagrad,
+        HyperAdam,
+        HyperAdamW,
+        HyperRMSprop,
+        HyperSGD,
+    )
     from metastep.schedules import (
         Constant,
         Cosine,
@@ -30,6 +41,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "L4",
+    "SASA",
+    "SPS",
+    "Armijo",
     "Constant",
     "Cosine",
     "Exponential",

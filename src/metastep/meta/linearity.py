@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metastep.core.collectives import is_sharded, local
-from metastep.meta.protection import protected_rng
+from metastep.core.protection import protected_rng
 
 #: The probe moves its tensors by about this share of their size, so that rounding does not hide the displacement.
 _PROBE = 0.25

@@ -16,7 +16,7 @@ from metastep.core.collectives import (
     part_count,
 )
 from metastep.core.inner import inner_product
-from metastep.meta.protection import (
+from metastep.core.protection import (
     protected_buffers,
     protected_rng,
     quiet_replicas,

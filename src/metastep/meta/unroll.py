@@ -3,16 +3,15 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metastep.core.collectives import local
 from metastep.core.inner import inner_product
+from metastep.core.protection import Streams, protected_buffers, protected_rng, replay, streams_of
 from metastep.meta.adjoint import StepInput, record_input, step_vjp
 from metastep.meta.lookahead import check_validation_loss, copy_parameters, validation_slopes
-from metastep.meta.protection import protected_buffers, protected_rng
 from metastep.schedules import LearnedLR
 
 
@@ -22,7 +21,7 @@ class _Taken:
 
     displacement: list[Tensor]
     closure: Callable[[], Tensor] | None
-    rng: Any
+    rng: Streams | None
     inputs: StepInput | None
 
 
@@ -71,9 +70,7 @@ class Window:
         """Call it before the forward pass of each step; with a closure its random numbers can be drawn again."""
         self._closure, self._rng = closure, None
         if closure is not None:
-            devices = {p.device for p in self.parameters if p.device.type not in ("cpu", "meta")}
-            on_devices = {device: torch.get_device_module(device).get_rng_state(device) for device in devices}
-            self._rng = torch.random.get_rng_state(), on_devices
+            self._rng = streams_of(self.parameters)
 
     def step(self) -> None:
         """Query the schedule with a graph and take the step at its rate."""
@@ -126,12 +123,10 @@ class Window:
         """The adjoint before a step from the one after it: through the optimizer, then the training gradient."""
         assert taken.inputs is not None
         assert taken.closure is not None
+        assert taken.rng is not None
         through, gradient_adjoint, state_adjoint = step_vjp(taken.inputs, adjoint, state_adjoint)
         _restore(self.parameters, taken.inputs.start)
-        cpu, on_devices = taken.rng
-        torch.random.set_rng_state(cpu)
-        for device, state in on_devices.items():
-            torch.get_device_module(device).set_rng_state(state, device)
+        replay(taken.rng)
         with torch.enable_grad():
             loss = taken.closure()
             gradient = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)

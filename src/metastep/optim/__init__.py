@@ -2,9 +2,25 @@
 
 from metastep.optim.adagrad import HyperAdagrad
 from metastep.optim.adam import HyperAdam, HyperAdamW
+from metastep.optim.armijo import Armijo
+from metastep.optim.l4 import L4
+from metastep.optim.polyak import SPS
 from metastep.optim.readout import log_rates
 from metastep.optim.rmsprop import HyperRMSprop
+from metastep.optim.sasa import SASA
 from metastep.optim.sgd import HyperSGD
 from metastep.optim.wrapper import Hyper
 
-__all__ = ["Hyper", "HyperAdagrad", "HyperAdam", "HyperAdamW", "HyperRMSprop", "HyperSGD", "log_rates"]
+__all__ = [
+    "L4",
+    "SASA",
+    "SPS",
+    "Armijo",
+    "Hyper",
+    "HyperAdagrad",
+    "HyperAdam",
+    "HyperAdamW",
+    "HyperRMSprop",
+    "HyperSGD",
+    "log_rates",
+]

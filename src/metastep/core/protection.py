@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,13 @@ def visited(visit: Callable[[nn.Module], None]) -> Iterator[None]:
 
 
 @contextmanager
-def protected_buffers() -> Iterator[None]:
+def protected_buffers(model: nn.Module | None = None) -> Iterator[None]:
     """Within, every module that runs finds its buffers back afterwards (batch norm's running statistics and count).
 
     A buffer that is replaced by another tensor comes back as the tensor that it was.
+
+    Args:
+        model: whose buffers these are, if it is known: then no hook has to look for modules that run.
     """
     saved: list[tuple[nn.Module, str, Tensor]] = []
     values: dict[Tensor, Tensor] = {}
@@ -51,8 +54,10 @@ def protected_buffers() -> Iterator[None]:
         saved.extend((part, name, buffer) for name, buffer in present)
         values.update((buffer, buffer.clone()) for _, buffer in present if buffer not in values)
 
+    for part in [] if model is None else model.modules():
+        save(part)
     try:
-        with visited(save):
+        with visited(save) if model is None else nullcontext():
             yield
     finally:
         with torch.no_grad():
@@ -127,3 +132,22 @@ def set_aside_gradients_elsewhere(parameters: Iterable[nn.Parameter]) -> Iterato
     finally:
         for parameter, gradient in kept:
             parameter.grad = gradient
+
+
+#: The states of torch's random-number streams: the CPU's, and those of devices.
+Streams = tuple[Tensor, dict[torch.device, Tensor]]
+
+
+def streams_of(tensors: Iterable[Tensor]) -> Streams:
+    """The states of torch's streams on the CPU and the tensors' devices, as they are now."""
+    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+    on_devices = {device: torch.get_device_module(device).get_rng_state(device) for device in devices}
+    return torch.random.get_rng_state(), on_devices
+
+
+def replay(streams: Streams) -> None:
+    """Put the streams back to these states; within :func:`protected_rng` nobody outside notices."""
+    on_cpu, on_devices = streams
+    torch.random.set_rng_state(on_cpu)
+    for device, state in on_devices.items():
+        torch.get_device_module(device).set_rng_state(state, device)
