@@ -58,7 +58,8 @@ class RunConfig:
         seed: of the weights, the data order and dropout, >= 0.
         optimizer: name of the base optimizer.
         optimizer_options: its options besides the rate.
-        lr: base rate, > 0; schedules that scale themselves do not read it.
+        lr: base rate, > 0; schedules that scale themselves do not read it unless ``scale`` says so.
+        scale: of a schedule that scales itself: "measured" from the initial loss, as published for SGD, or "lr".
         batch_size: examples a step, of all processes together, >= 1.
         total_steps: optimizer steps, >= 1.
         warmup_steps: of linear warm-up, >= 0.
@@ -85,6 +86,7 @@ class RunConfig:
     optimizer: str
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     lr: float
+    scale: str = "measured"
     batch_size: int
     total_steps: int
     warmup_steps: int = 0
@@ -118,6 +120,8 @@ class RunConfig:
         )
         if not 0 <= self.noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {self.noise_rate}; it is the share of wrong labels.")
+        if self.scale not in ("measured", "lr"):
+            raise ValueError(f"scale must be measured or lr, got {self.scale!r}.")
         if self.noise not in (None, "uniform", "flip"):
             raise ValueError(f"noise must be uniform or flip, got {self.noise!r}.")
         if self.noise is None and self.noise_rate > 0:

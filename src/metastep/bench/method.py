@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from metastep.bench.config import MetaConfig
+from metastep.bench.optimizers import OPTIMIZERS
 from metastep.bench.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ class Method:
         source: a paper, by arXiv number where it has one.
         optimizer: a name of :data:`metastep.bench.optimizers.OPTIMIZERS`.
         options: of the optimizer, those that are fixed.
+        lengths: of the optimizer, those that are numbers of steps: a share of the run, and the fewest there may be.
         schedule: a name or files, see :func:`metastep.bench.schedules.make_schedule`.
+        scale: of a schedule that scales itself: "measured", or "lr".
         space: what is tuned, and over what: ``lr``; ``warmup``, as a share of the run; ``meta_lr``; any other name is
             an option of the optimizer.
         defaults: the published value, else the one usual in the field, of everything tuned.
         weight_decay: whether the optimizer has a weight decay, which is then the task's.
-        package: that is imported when the method is used; None: none besides torch.
-        extra: of metastep, that brings the package.
+        missing: why this method cannot be run anywhere, although the field names it; empty: it can.
 
     Raises:
         ValueError: for a tuned value without a default in its space, or a default of what is not tuned.
@@ -50,11 +51,12 @@ class Method:
     optimizer: str
     schedule: str = "constant"
     options: Mapping[str, Any] = field(default_factory=dict)
+    lengths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    scale: str = "measured"
     space: Mapping[str, Space]
     defaults: Mapping[str, Any]
     weight_decay: bool = True
-    package: str | None = None
-    extra: str | None = None
+    missing: str = ""
 
     def __post_init__(self) -> None:
         if self.space.keys() != self.defaults.keys():
@@ -85,13 +87,15 @@ class Method:
         lr = tuned.pop(LR, base.lr)
         warmup = tuned.pop(WARMUP, None)
         meta_lr = tuned.pop(META_LR, None)
+        lengths = {name: max(fewest, round(share * base.total_steps)) for name, (share, fewest) in self.lengths.items()}
         kept = {key: base.optimizer_options[key] for key in ("weight_decay",) if key in base.optimizer_options}
         return replace(
             base,
             optimizer=self.optimizer,
-            optimizer_options={**(kept if self.weight_decay else {}), **self.options, **tuned},
+            optimizer_options={**(kept if self.weight_decay else {}), **self.options, **lengths, **tuned},
             schedule=self.schedule,
             lr=lr,
+            scale=self.scale,
             warmup_steps=base.warmup_steps if warmup is None else round(warmup * base.total_steps),
             meta=self._meta(base, meta_lr),
         )
@@ -103,9 +107,11 @@ class Method:
         return meta if meta_lr is None else replace(meta, meta_lr=meta_lr)
 
     @property
-    def installed(self) -> bool:
-        """Whether its package is there; it is not imported to see."""
-        try:
-            return self.package is None or find_spec(self.package) is not None
-        except (ImportError, ValueError):  # a parent that is not there; a module that was put into sys.modules by hand
-            return False
+    def package(self) -> str | None:
+        """The package that is imported when the method is used; None: none besides torch."""
+        return OPTIMIZERS[self.optimizer].package
+
+    @property
+    def extra(self) -> str | None:
+        """The extra of metastep that brings the package."""
+        return OPTIMIZERS[self.optimizer].extra

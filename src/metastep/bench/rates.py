@@ -1,6 +1,6 @@
 """What a run writes down of its learning rates: the rate in use, and the rate of each layer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,8 +16,12 @@ POINTS = 60
 def applied_rate(optimizer: Optimizer, lr: LearnedLR) -> float:
     """The rate that moved the parameters of the first group in the last step.
 
-    Where rates adapt themselves it is the mean over the parameters: the schedule's is only what they start from.
+    An optimizer that makes its own rate says it (``applied_rate``). Where rates adapt themselves it is the mean over
+    the parameters: the schedule's is only what they start from.
     """
+    own: Callable[[], float] | None = getattr(optimizer, "applied_rate", None)
+    if own is not None:
+        return float(own())
     if not isinstance(optimizer, HyperOptimizer):
         return lr.get_last_lr()[0]
     group, rates = optimizer.param_groups[0], optimizer.rates()[0]["combined"]

@@ -16,7 +16,7 @@ from metastep.bench.locks import FolderLock
 from metastep.bench.protocols import load_run_task
 from metastep.bench.rates import applied_rate, layer_rates, layers_every
 from metastep.bench.records import make_record, read_record, write_record
-from metastep.bench.schedules import SCHEDULES
+from metastep.bench.schedules import is_from_files
 from metastep.bench.stopping import never
 from metastep.bench.team import any_process, as_the_first, mean_of_all, own_parts, with_own_part
 from metastep.bench.trainers import make_trainer
@@ -24,6 +24,7 @@ from metastep.core.collectives import from_first, rank_here, wait_for_all
 from metastep.files import write_atomically
 from metastep.meta.checkpoints import CheckpointFile
 from metastep.schedules import MLRSNet, Phased, Schedule, load_schedule, save_schedule
+from metastep.tasks import Task
 
 Status = Literal["running", "finished", "diverged", "stopped"]
 
@@ -56,6 +57,7 @@ class Run:
         on_progress: called after every stretch of steps.
         on_note: told what a person should know, such as a damaged checkpoint.
         tensorboard: whether to write event files.
+        task: the run's, where it has been read already.
 
     Raises:
         ValueError: for a configuration that cannot be run, or that is not that of the run in the folder.
@@ -72,6 +74,7 @@ class Run:
         on_progress: Callable[[Progress], None] | None = None,
         on_note: Callable[[str], None] | None = None,
         tensorboard: bool = True,
+        task: Task | None = None,
     ) -> None:
         self.config, self.folder = config, folder
         self.status: Status = "running"
@@ -92,7 +95,7 @@ class Run:
             self._schedule_file = self._kept_schedule
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.task = load_run_task(config)
+        self.task = load_run_task(config) if task is None else task
         self._checkpoint = CheckpointFile(folder / "checkpoint.pt")
         fresh = not (begun and self._checkpoint.exists())
         self.trainer = make_trainer(config, self.task, schedule_file=self._schedule_file, fresh=fresh)
@@ -197,7 +200,8 @@ class Run:
         if self.task.splits["outer_valid"] == 0:
             return
         started = time.perf_counter()
-        self._valid = self.task.evaluate(self.trainer.network, "outer_valid", device=self.config.device)
+        with self.trainer.evaluating():
+            self._valid = self.task.evaluate(self.trainer.network, "outer_valid", device=self.config.device)
         self._eval_seconds += time.perf_counter() - started
         log.write("valid", self.trainer.steps, {**self._valid, "seconds": self._train_seconds})
 
@@ -208,10 +212,11 @@ class Run:
             if self._writes and self.trainer.learner is not None:
                 self._save_learned()
             started = time.perf_counter()
-            if self.config.inner:
-                inner = self.task.evaluate(self.trainer.network, "inner_valid", device=self.config.device)
-            if self.config.test:
-                test = self.task.evaluate(self.trainer.network, "test", device=self.config.device)
+            with self.trainer.evaluating():
+                if self.config.inner:
+                    inner = self.task.evaluate(self.trainer.network, "inner_valid", device=self.config.device)
+                if self.config.test:
+                    test = self.task.evaluate(self.trainer.network, "test", device=self.config.device)
             self._eval_seconds += time.perf_counter() - started
         if not self._writes:
             return dict(from_first(None))
@@ -241,7 +246,7 @@ class Run:
         """Write the configuration, and the schedule if it is from files: a resume does not need those."""
         if not (self.folder / "run.json").is_file():
             write_atomically(self.folder / "run.json", self.config.to_json())
-        if self._schedule_file is None and self.config.schedule not in SCHEDULES:
+        if self._schedule_file is None and is_from_files(self.config.schedule):
             save_schedule(self.trainer.lr.schedule, self._kept_schedule)
 
     def _restore(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from metastep.bench.names import unknown_name
 from metastep.schedules import (
@@ -21,6 +22,7 @@ from metastep.schedules import (
     load_schedule,
     shipped_schedules,
 )
+from metastep.tasks.sources import data_roots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +34,42 @@ class NamedSchedule:
         make: makes it for a run of so many steps.
         learns: whether its weights are learned during the run.
         source: where it is from.
+        learned: whether its weights are learned, now or before, and it measures the scale of its rate.
     """
 
     summary: str
     make: Callable[[int], Schedule]
     learns: bool = False
     source: str = ""
+    learned: bool = False
 
 
 def _multistep(total_steps: int) -> Schedule:
     return MultiStep(milestones=[max(1, total_steps // 2), max(2, total_steps * 3 // 4)], gamma=0.1)
 
 
+def _published() -> Schedule:
+    files = published_snapshots()
+    if not files:
+        raise FileNotFoundError(
+            "the published snapshots of MLR-SNet (mlrsnet/mlr_snet_*.pth) are not there; "
+            "set METASTEP_DATA to the folder that holds mlrsnet."
+        )
+    return _together([load_schedule(file) for file in files])
+
+
+def _together(members: list[Schedule]) -> Schedule:
+    """One schedule as it is; several as phases of equal length."""
+    return members[0] if len(members) == 1 else Phased(members)
+
+
 def _exponential(total_steps: int) -> Schedule:
     return Exponential(gamma=0.01 ** (1 / total_steps))
 
+
+#: The snapshots that the authors of MLR-SNet publish, looked for beside the checkout and in METASTEP_DATA.
+PUBLISHED_SNAPSHOTS = "mlr-snet-published"
+_SNAPSHOT_FILES = "mlrsnet/mlr_snet_*.pth"
 
 #: Every schedule by name. A new one is a line here, a file in ``schedules/``, and a test.
 SCHEDULES: dict[str, NamedSchedule] = {
@@ -79,9 +102,39 @@ SCHEDULES: dict[str, NamedSchedule] = {
         summary="an LSTM on the loss, learned in the loop on inner_valid",
         make=lambda steps: MLRSNet(),
         learns=True,
+        learned=True,
+        source="arXiv 2007.14546",
+    ),
+    PUBLISHED_SNAPSHOTS: NamedSchedule(
+        summary="the published snapshots of MLR-SNet, for equal parts of the run",
+        make=lambda steps: _published(),
+        learned=True,
         source="arXiv 2007.14546",
     ),
 }
+
+
+def published_snapshots() -> list[Path]:
+    """Return the files of the published snapshots, in the order of the steps after which they were kept; or none."""
+    for root in data_roots():
+        for folder in (root, root / "reference", root.parent / "reference"):
+            files = sorted(folder.glob(_SNAPSHOT_FILES), key=lambda file: int(file.stem.rpartition("_")[2]))
+            if files:
+                return files
+    return []
+
+
+def is_from_files(schedule: str) -> bool:
+    """Whether a schedule is read from files, which a run keeps a copy of."""
+    return schedule not in SCHEDULES or schedule == PUBLISHED_SNAPSHOTS
+
+
+def schedule_is_there(schedule: str) -> bool:
+    """Whether a schedule can be made here: it is in the table, ships with the package, or its files are there."""
+    if schedule == PUBLISHED_SNAPSHOTS:
+        return bool(published_snapshots())
+    parts = schedule.partition("@")[0].split("+")
+    return schedule in SCHEDULES or all(part in shipped_schedules() or Path(part).is_file() for part in parts)
 
 
 def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Schedule, bool]:
@@ -115,7 +168,7 @@ def _from_files(schedule: str) -> Schedule:
     if control not in ("", "staircase"):
         raise ValueError(f"schedule may end in @staircase, got @{control}.")
     members = [load_schedule(part) for part in parts]
-    made = members[0] if len(members) == 1 else Phased(members)
+    made = _together(members)
     if control:
         made = (made if isinstance(made, Phased) else Phased([made])).staircase()
     return made
@@ -127,3 +180,36 @@ def _read_text(schedule: Schedule, text: bool) -> None:
     for part in schedule.modules():
         if isinstance(part, Schedule) and not part.relative:
             part.scale = scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedScale(ScaleRule):
+    """A scale that is given and not measured, whatever the loss.
+
+    Args:
+        value: the scale, > 0.
+    """
+
+    value: float
+
+    def gamma(self, loss: float, num_classes: int, first: float | None = None) -> float:
+        """Return the value."""
+        del loss, num_classes, first
+        return self.value
+
+    def config(self) -> dict[str, Any]:
+        """What a file keeps: the rule without the value, which is the run's and not the schedule's."""
+        return {name: part for name, part in super().config().items() if name != "value"}
+
+
+def scaled_by(schedule: Schedule, value: float) -> Schedule:
+    """Give a schedule that scales itself, members included, a fixed scale; return it.
+
+    Args:
+        schedule: any; one whose output multiplies the base rate stays as it is.
+        value: the scale, > 0.
+    """
+    for part in schedule.modules():
+        if isinstance(part, Schedule) and not part.relative:
+            part.scale = FixedScale(**part.scale.config(), value=value)
+    return schedule

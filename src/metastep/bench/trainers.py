@@ -1,17 +1,19 @@
 """From a run's configuration and its data to the trainer that runs it."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from metastep.bench.config import RunConfig
 from metastep.bench.optimizers import make_optimizer
-from metastep.bench.schedules import make_schedule
+from metastep.bench.recalibration import recalibration
+from metastep.bench.schedules import make_schedule, scaled_by
 from metastep.bench.team import Rows
 from metastep.core.collectives import rank_here, replicated
 from metastep.meta import MetaLearner
+from metastep.meta.step_styles import step_style
 from metastep.meta.trainer import Trainer
 from metastep.schedules import LearnedLR, MLRSNet, Schedule, load_schedule
 from metastep.tasks import Task
@@ -39,7 +41,8 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
     check_device(config.device)
     torch.manual_seed(config.seed)
     model = task.make_model().to(config.device).train()
-    optimizer = make_optimizer(config.optimizer, model.named_parameters(), config.lr, config.optimizer_options)
+    epoch = task.steps_per_epoch(config.batch_size)
+    optimizer = make_optimizer(config.optimizer, model, config.lr, config.optimizer_options, steps_per_epoch=epoch)
     schedule, learns = _schedule(config, task, schedule_file)
 
     def training_loss() -> float:
@@ -57,7 +60,9 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
         measure_loss=training_loss,
     )
     replicas = replicated(model)
-    learner, validation = _learner(config, task, lr, replicas) if learns else (None, None)
+    bilevel = step_style(optimizer) == "bilevel"
+    validation, validation_loss = _validation(config, task, replicas) if learns or bilevel else (None, None)
+    learner = _learner(config, lr, validation_loss) if learns and validation_loss is not None else None
     size, device = config.batch_size, config.device
     batches = Rows(task.batches("train", batch_size=size, seed=config.seed, device=device))
     if rank_here() > 0:  # dropout of its own
@@ -70,8 +75,10 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
         batches=batches,
         learner=learner,
         validation_batches=validation,
+        validation_loss=validation_loss,
         learns_at=None if config.meta is None else config.meta.learns_at,
         clip_norm=config.clip_norm,
+        recalibrate=recalibration(config, task),
     )
 
 
@@ -90,26 +97,34 @@ def check_device(name: str) -> None:
 
 def _schedule(config: RunConfig, task: Task, file: Path | None) -> tuple[Schedule, bool]:
     if file is not None:
-        return load_schedule(file), False
+        return _scaled(load_schedule(file), config), False
     schedule, learns = make_schedule(config.schedule, config.total_steps, text=task.text)
     if learns and config.meta is not None:
         hidden, layers = config.meta.hidden_size, config.meta.num_layers
         # the published text variant has no bottleneck
         schedule = MLRSNet(hidden, layers, bottleneck=hidden if task.text else None, scale=schedule.scale)
-    return schedule, learns
+    return _scaled(schedule, config), learns
 
 
-def _learner(config: RunConfig, task: Task, lr: LearnedLR, model: nn.Module) -> tuple[MetaLearner, Any]:
-    if config.meta is None:
-        raise ValueError(f"meta must be given to learn the schedule {config.schedule}, got None.")
+def _scaled(schedule: Schedule, config: RunConfig) -> Schedule:
+    return schedule if config.scale == "measured" else scaled_by(schedule, config.lr)
+
+
+def _validation(config: RunConfig, task: Task, model: nn.Module) -> tuple[Rows, Callable[[], torch.Tensor]]:
+    """Batches of inner_valid, and what draws one and computes its loss."""
     if task.splits["inner_valid"] == 0:
-        raise ValueError(
-            f"inner_valid must be > 0 to learn a schedule on {task.name}, got 0; the schedule learns from that split."
-        )
-    size = config.meta.batch_size or config.batch_size
+        learner = config.optimizer if config.meta is None else f"a schedule ({config.schedule})"
+        raise ValueError(f"inner_valid must be > 0 to run {learner} on {task.name}, got 0; it learns from that split.")
+    size = config.batch_size if config.meta is None else config.meta.batch_size or config.batch_size
     validation = Rows(task.batches("inner_valid", batch_size=size, seed=config.seed + 1, device=config.device))
 
     def loss() -> torch.Tensor:
         return validation.weighted(task.loss(model, next(validation)))
 
-    return MetaLearner(lr, loss, every=config.meta.every, meta_lr=config.meta.meta_lr), validation
+    return validation, loss
+
+
+def _learner(config: RunConfig, lr: LearnedLR, validation_loss: Callable[[], torch.Tensor]) -> MetaLearner:
+    if config.meta is None:
+        raise ValueError(f"meta must be given to learn the schedule {config.schedule}, got None.")
+    return MetaLearner(lr, validation_loss, every=config.meta.every, meta_lr=config.meta.meta_lr)

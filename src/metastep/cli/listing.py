@@ -26,7 +26,7 @@ def listing(
         "tasks": describe_tasks(),
         "schedules": {name: method.summary for name, method in SCHEDULES.items()} | shipped_schedules(),
         "optimizers": {
-            name: f"{optimizer.__module__.split('.')[0].replace('torch', 'torch.optim')}.{optimizer.__name__}"
+            name: optimizer.place + (f" (extra {optimizer.extra})" if optimizer.extra else "")
             for name, optimizer in OPTIMIZERS.items()
         },
     }

@@ -1,6 +1,7 @@
 """Trainer: one training run, with or without learning the schedule, that can stop at any step and go on bit for bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim import Optimizer
 
 from metastep.core.collectives import without_replicas
 from metastep.meta.learner import MetaLearner
+from metastep.meta.step_styles import Losses, step_of, step_style
 from metastep.schedules import LearnedLR
 
 BatchT = TypeVar("BatchT")
@@ -37,9 +39,17 @@ class Trainer:
         loss: computes the mean training loss of a batch, with a graph.
         batches: endless training batches.
         learner: learns the schedule on the way; None only uses it.
-        validation_batches: what the learner's validation loss draws from, for the checkpoint; None: nothing to save.
+        validation_batches: what the validation loss draws from, for the checkpoint; None: nothing to save.
+        validation_loss: draws validation data and computes their mean loss, with a graph, for an optimizer that learns
+            its rates from them; None: there is none.
         learns_at: says for a step (0-based) whether the learner is to learn in it; None: the learner counts itself.
         clip_norm: bound on the norm of the whole gradient; None does not clip.
+        recalibrate: called while the network has averaged weights, whose statistics of batch norm nobody has measured:
+            a context within which they are measured; None: nothing to measure.
+
+    Raises:
+        ValueError: if the optimizer learns from validation data and gets none, or a schedule is to be learned with an
+            optimizer that must be given losses.
     """
 
     def __init__(
@@ -52,8 +62,10 @@ class Trainer:
         batches: Stream[BatchT],
         learner: MetaLearner | None = None,
         validation_batches: Stream[BatchT] | None = None,
+        validation_loss: Callable[[], Tensor] | None = None,
         learns_at: Callable[[int], bool] | None = None,
         clip_norm: float | None = None,
+        recalibrate: Callable[[nn.Module], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.model, self.optimizer, self.lr, self.learner = model, optimizer, lr, learner
         self.batches: Stream[Any] = batches
@@ -62,21 +74,46 @@ class Trainer:
         self._loss: Callable[[nn.Module, Any], Tensor] = loss
         self._learns_at = learns_at
         self._clip_norm = clip_norm
+        self._recalibrate = recalibrate
+        if learner is not None and step_style(optimizer) != "plain":
+            raise ValueError(
+                f"learner must be None with {type(optimizer).__name__}, whose steps are not linear in a given rate."
+            )
+        losses = Losses(training=lambda batch: loss(model, batch), validation=validation_loss)
+        self._step = step_of(optimizer, losses)
 
     def advance(self) -> Tensor:
         """Take one step; return the batch's training loss before it, detached and on its device."""
-        loss = self._loss(self.model, next(self.batches))
+        batch = next(self.batches)
+        loss = self._loss(self.model, batch)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.lr.observe(loss)
         if self.learner is None:
-            self.optimizer.step()
+            self._step(batch, loss)
         else:
             self.learner.step(meta=None if self._learns_at is None else self._learns_at(self.steps))
         self.steps += 1
         return loss.detach()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, the network has the weights it is to be judged by; afterwards those that are trained, bit for bit.
+
+        They differ for an optimizer that averages its iterates: it then has a method ``averaged()``, such a context.
+        """
+        averaged: Callable[[], AbstractContextManager[None]] | None = getattr(self.optimizer, "averaged", None)
+        if averaged is None:
+            yield
+            return
+        with averaged():
+            if self._recalibrate is None:
+                yield
+                return
+            with self._recalibrate(self.network):
+                yield
 
     @property
     def network(self) -> nn.Module:

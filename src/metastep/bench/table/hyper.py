@@ -9,10 +9,13 @@ from metastep.bench.spaces import LogUniform, Space
 from metastep.bench.table.scheduled import BASES
 from metastep.core.levels import LEVELS
 from metastep.core.rates import RULES
+from metastep.optim import HyperAdam, HyperAdamW, HyperSGD
 from metastep.optim.options import DEFAULT_HYPER_LR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from metastep.optim.base import HyperOptimizer
 
 #: Levels by the second part of a method's name.
 COMBINED: tuple[tuple[str, ...], ...] = (
@@ -30,6 +33,8 @@ HYPER_RATES: dict[str, LogUniform] = {
     "log": LogUniform(1e-4, 1.0),
 }
 
+_CLASSES: dict[str, type[HyperOptimizer]] = {"sgd": HyperSGD, "adam": HyperAdam, "adamw": HyperAdamW}
+
 
 def hyper() -> Iterator[Method]:
     """Yield ``hyper-BASE/LEVELS`` with the default rule, and ``hyper-BASE/global+layer/RULE`` with each other rule."""
@@ -42,9 +47,10 @@ def hyper() -> Iterator[Method]:
 
 def _method(first: str, levels: tuple[str, ...], rule: str) -> Method:
     base, second = BASES[first], "+".join(levels)
+    own = _CLASSES[base.optimizer].own_hyper_lr
     plain = rule == RULES[0]
     space: dict[str, Space] = {LR: base.rates, "hyper_lr": HYPER_RATES[rule]}
-    defaults: dict[str, Any] = {LR: base.lr, "hyper_lr": DEFAULT_HYPER_LR[rule]}
+    defaults: dict[str, Any] = {LR: base.lr, "hyper_lr": own.get(rule, DEFAULT_HYPER_LR[rule])}
     return Method(
         name=f"hyper-{first}/{second}" if plain else f"hyper-{first}/{second}/{rule}",
         summary=f"rates of {' and '.join(levels)} adapt themselves by the {rule} rule",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from metastep.bench.method import LR, META_LR, WARMUP, Method
+from metastep.bench.method import LR, WARMUP, Method
 from metastep.bench.schedules import SCHEDULES
 from metastep.bench.spaces import LogUniform, Space, Uniform
 
@@ -38,18 +38,15 @@ BASES: dict[str, Base] = {
     "adamw": Base(optimizer="adamw", lr=1e-3, rates=LogUniform(1e-5, 0.1), source="arXiv 1711.05101"),
 }
 
-#: What a schedule adds to what is tuned, and its default.
-TUNED: dict[str, tuple[dict[str, Space], dict[str, Any]]] = {
-    "mlr-snet": ({META_LR: LogUniform(1e-4, 1e-2)}, {META_LR: 1e-3}),
-}
-
 
 def scheduled() -> Iterator[Method]:
     """Yield ``optimizer/schedule`` for each pair, and the cosine with linear warm-up."""
     for first, base in BASES.items():
         for name, schedule in SCHEDULES.items():
-            space, defaults = TUNED.get(name, ({LR: base.rates}, {LR: base.lr}))
-            yield _method(first, base, name, name, schedule.summary, schedule.source, space, defaults)
+            if schedule.learned:
+                continue  # those measure the scale of their rate: see table/learned.py
+            source = schedule.source
+            yield _method(first, base, name, name, schedule.summary, source, {LR: base.rates}, {LR: base.lr})
         cosine = SCHEDULES["cosine"]
         yield _method(
             first,
