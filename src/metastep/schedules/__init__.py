@@ -7,8 +7,10 @@ from metastep.schedules.checkpoint import ScheduleFileError, load_schedule, save
 from metastep.schedules.closed_form import Constant, Exponential, MultiStep, Staircase
 from metastep.schedules.mlrsnet import MLRSNet
 from metastep.schedules.phased import FixedOutput, Phased
+from metastep.schedules.plateau import ReduceOnPlateau
 from metastep.schedules.scale import ScaleRule
 from metastep.schedules.shipped import shipped_schedules
+from metastep.schedules.signal import SignalSchedule
 
 __all__ = [
     "Constant",
@@ -20,9 +22,11 @@ __all__ = [
     "MultiStep",
     "OneCycle",
     "Phased",
+    "ReduceOnPlateau",
     "ScaleRule",
     "Schedule",
     "ScheduleFileError",
+    "SignalSchedule",
     "Staircase",
     "WarmRestarts",
     "WarmupStableDecay",

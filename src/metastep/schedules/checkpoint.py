@@ -18,6 +18,7 @@ from metastep.schedules.base import Schedule
 from metastep.schedules.closed_form import Constant, Exponential, MultiStep, Staircase
 from metastep.schedules.mlrsnet import GateLayout, MLRSNet
 from metastep.schedules.phased import FixedOutput, Phased
+from metastep.schedules.plateau import ReduceOnPlateau
 from metastep.schedules.published import read_published
 from metastep.schedules.shipped import shipped_file, shipped_schedules
 
@@ -40,7 +41,7 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], Schedule]] = {
     "MLRSNet": MLRSNet.from_config,
     "FixedOutput": FixedOutput.from_config,
     "Phased": _phased,
-    **{form.__name__: lambda config, form=form: form(**config) for form in _CLOSED_FORMS},  # type: ignore[misc]
+    **{form.__name__: lambda config, form=form: form(**config) for form in (*_CLOSED_FORMS, ReduceOnPlateau)},  # type: ignore[misc]
 }
 
 
