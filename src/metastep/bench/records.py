@@ -2,23 +2,38 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from metastep.bench.config import RunConfig
 from metastep.bench.curves import read_entries
 from metastep.bench.provenance import provenance
 from metastep.bench.rates import layers_of
 from metastep.files import write_atomically
-from metastep.tasks import Task
 
 SCHEMA = 1
 
 
+class TaskFacts(Protocol):
+    """What a record says of a task; :class:`metastep.tasks.Task` knows it."""
+
+    @property
+    def metric(self) -> str:
+        """What is measured besides the loss."""
+
+    @property
+    def notes(self) -> str:
+        """Of its data."""
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        """Examples of each split."""
+
+
 def make_record(
     config: RunConfig,
-    task: Task,
+    task: TaskFacts,
     *,
     status: str,
     entries: Path,

@@ -102,7 +102,7 @@ def run_in_workers(
 def _pool(
     cells: Mapping[int, Cell], workers: int, should_stop: Callable[[], bool], watch: Watch
 ) -> Iterator[tuple[int, Any]]:
-    context = _context()
+    context = process_context()
     # Shared without locks: a worker that is killed cannot leave one locked.
     stop = context.RawValue("b", 0)
     board = context.RawArray("d", _COLUMNS * (max(cells) + 1))
@@ -133,7 +133,7 @@ def _pool(
         pool.shutdown(cancel_futures=True)
 
 
-def _context() -> Any:
+def process_context() -> Any:
     """Processes that inherit no state of this one: forked from a server that has imported torch, or spawned."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -158,8 +158,13 @@ def _begin(stop: Any, board: Any, workers: int) -> None:
     """Prepare a worker: share the cores, ignore Ctrl-C, end when the parent does."""
     global _shared
     _shared = stop, board
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    leave_signals_to_parent()
+
+
+def leave_signals_to_parent() -> None:
+    """In a worker: ignore Ctrl-C, which the terminal sends to all, and end when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

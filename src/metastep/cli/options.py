@@ -143,7 +143,7 @@ def new_folder(out: Path | None, what: str) -> Path:
         name = f"{stamp}-{what.replace('/', '-')}"
         taken = sum(1 for _ in Path("runs").glob(f"{name}*"))
         return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
-    for file, kind in (("run.json", "a run"), ("compare.json", "a comparison")):
+    for file, kind in (("run.json", "a run"), ("compare.json", "a comparison"), ("tasks.json", "a run of tasks")):
         if (out / file).exists():
             raise ValueError(f"out must be a new folder, {out} holds {kind}; go on with it by --resume {out}.")
     return out

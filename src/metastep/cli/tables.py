@@ -29,6 +29,20 @@ def run_summary(record: dict[str, Any]) -> Table:
     return table
 
 
+def tasks_table(result: dict[str, Any]) -> Table:
+    """The outcome of several tasks that learned one schedule."""
+    lost = f", {result['lost_workers']} lost workers" if result["lost_workers"] else ""
+    title = f"{len(result['tasks'])} tasks, {result['rounds']} meta-updates{lost}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("task", "seed", "status"):
+        table.add_column(heading)
+    table.add_column("test", justify="right")
+    for task in result["tasks"]:
+        numbers = [f"{name} {value:.4f}" for name, value in task["final"].items() if value is not None]
+        table.add_row(escape(task["task"]), str(task["seed"]), task["status"], ", ".join(numbers) or "-")
+    return table
+
+
 def results_table(rows: Sequence[SummaryRow], title: str) -> Table:
     """The outcome of a comparison, best first; ± is half the range over seeds."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +59,7 @@ def build_schedule(name: str, config: dict[str, Any]) -> Schedule:
         raise ScheduleFileError(f"{name} refuses the configuration {config}: {error}") from error
 
 
-def save_schedule(schedule: Schedule, path: str | Path) -> None:
+def save_schedule(schedule: Schedule, path: str | Path, *, learned_on: Sequence[str] = ()) -> None:
     """Write a schedule, its configuration and scale rule included, to a safetensors file.
 
     The file is replaced as a whole or not at all; it has the checksum of its content.
@@ -67,6 +67,7 @@ def save_schedule(schedule: Schedule, path: str | Path) -> None:
     Args:
         schedule: any metastep schedule.
         path: the file; ``.safetensors`` by custom.
+        learned_on: names of the tasks that it was learned on; :func:`learned_on` reads them.
 
     Raises:
         TypeError: for something that is no metastep schedule.
@@ -81,6 +82,8 @@ def save_schedule(schedule: Schedule, path: str | Path) -> None:
         raise TypeError(f"schedule must be one of {', '.join(_BUILDERS)}, got {type(schedule).__name__}.")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in schedule.state_dict().items()}
     described = {"class": type(schedule).__name__, "config": json.dumps(schedule.config())}
+    if learned_on:
+        described["learned_on"] = json.dumps(list(learned_on))
     metadata = {"format": _FORMAT, "schema": _SCHEMA, **described, "sha256": _checksum(tensors, described)}
     write_atomically(Path(path), safetensors.torch.save(tensors, metadata=metadata))
 
@@ -124,6 +127,25 @@ def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = Non
     if not all(weight.isfinite().all() for weight in schedule.state_dict().values()):
         raise ScheduleFileError(f"{path}: some weights are not finite; such a schedule sets no rate.")
     return schedule
+
+
+def learned_on(path_or_name: str | Path) -> tuple[str, ...]:
+    """The names of the tasks that a schedule was learned on together; empty where the file does not say.
+
+    Example:
+        >>> save_schedule(MLRSNet(hidden_size=8), tmp_path / "both.safetensors", learned_on=["digits/mlp", "wine/mlp"])
+        >>> learned_on(tmp_path / "both.safetensors")
+        ('digits/mlp', 'wine/mlp')
+    """
+    data = read_schedule_file(path_or_name)
+    if data[8:9] != b"{":
+        return ()
+    size = int.from_bytes(data[:8], "little")
+    try:
+        names = json.loads(json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("learned_on", "[]"))
+    except ValueError:
+        return ()
+    return tuple(map(str, names))
 
 
 def read_schedule_file(path_or_name: str | Path) -> bytes:
@@ -171,7 +193,8 @@ def _read(path: Path, data: bytes) -> Schedule:
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    digest = hashlib.sha256(f"{metadata.get('class')}{metadata.get('config')}".encode())
+    described = f"{metadata.get('class')}{metadata.get('config')}{metadata.get('learned_on', '')}"
+    digest = hashlib.sha256(described.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
