@@ -17,7 +17,7 @@ READY   := $(VENV)/.ready
 BENCHES := $(addprefix benchmarks/,data_speed.py schedule_query.py meta_step.py optim_step.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format bench bench-gpu demo clean
+.PHONY: help venv test lint format docs bench bench-gpu demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +44,9 @@ lint: $(READY)  ## check style, format and types
 format: $(READY)  ## put the code into its format and mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(READY)  ## build the documentation into site/, strictly; ARGS=--without-outputs leaves the notebooks unrun
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs_site $(ARGS)
 
 bench: $(READY)  ## run every benchmark
 	@set -e; for file in $(BENCHES) benchmarks/collectives.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done

@@ -1,12 +1,7 @@
-"""Every example runs: those in docstrings of public names, and the blocks of the documentation that say so.
-
-A Python block of a page runs if the line before it is ``<!-- runs -->``. The blocks of a page share their names; they
-and the docstrings' examples find ``torch``, all of metastep's names and a ``tmp_path``.
-"""
+"""Every example in the docstring of a public name runs; it finds ``torch``, metastep's names and a ``tmp_path``."""
 
 import doctest
 import inspect
-import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +9,6 @@ import torch
 
 import metastep
 
-ROOT = Path(__file__).parents[1]
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
-RUNS = re.compile(r"^<!-- runs -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PUBLIC = [name for name in metastep.__all__ if not name.startswith("__")]
 
 
@@ -50,21 +42,6 @@ def test_classes_and_functions_that_people_construct_have_an_example() -> None:
         for thing in without
         if not (inspect.isabstract(thing) or (inspect.isclass(thing) and issubclass(thing, Exception)))
     ] == []
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if RUNS.search(page.read_text())], ids=lambda page: page.name)
-def test_the_marked_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    names = namespace(tmp_path)
-    for block in RUNS.findall(page.read_text()):
-        exec(compile(block, str(page), "exec"), names)
-
-
-def test_every_mark_stands_before_a_python_block() -> None:
-    marks = {page.name: page.read_text().count("<!-- runs -->") for page in PAGES}
-    assert marks == {page.name: len(RUNS.findall(page.read_text())) for page in PAGES}
-    assert marks["schedules.md"] >= 4
-    assert marks["meta-learning.md"] >= 2
 
 
 def test_an_example_that_fails_is_noticed(tmp_path: Path) -> None:

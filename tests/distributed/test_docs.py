@@ -1,7 +1,6 @@
 """The code of docs/distributed.md runs on two ranks, and so does examples/ddp.py."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from tests.distributed.ranks import on_ranks
+from tests.docs.blocks import python_blocks
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 import metastep as ms
 
 ROOT = Path(__file__).parents[2]
-DDP, FSDP2, CHECKPOINT = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)
+DDP, FSDP2, CHECKPOINT = (block.code for block in python_blocks(ROOT / "docs" / "distributed.md"))
 
 
 class Blocks(nn.Module):

@@ -1,0 +1,45 @@
+"""Lets docstrings be pages: an extension of griffe that turns their few reStructuredText roles into Markdown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+_PAGES = {"optimizers": "../optimizers.md", "distributed": "../distributed.md"}
+
+
+def _display(found: re.Match[str]) -> str:
+    indent = found[1]
+    lines = [line.strip() for line in found[2].splitlines() if line.strip()]
+    return "\n".join([f"{indent}$$", *(indent + line for line in lines), f"{indent}$$"])
+
+
+def _reference(found: re.Match[str]) -> str:
+    target = found[2].removeprefix("~")
+    shown = target.rpartition(".")[2] if found[2].startswith("~") else target
+    return f"[`{shown}`][{target}]" if target.startswith("metastep.") else f"`{shown}`"
+
+
+def to_markdown(text: str) -> str:
+    r"""Rewrite a docstring.
+
+    >>> to_markdown(r"The scale :math:`\\gamma` of :class:`metastep.MLRSNet`, see ``docs/optimizers.md``.")
+    'The scale $\\gamma$ of [`metastep.MLRSNet`][metastep.MLRSNet], see [optimizers](../optimizers.md).'
+    """
+    text = re.sub(r"^( *)\.\. math:: *\n? *(.*?)(?=\n *\n|\Z)", _display, text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r":math:`([^`]+)`", lambda found: f"${' '.join(found[1].split())}$", text)
+    text = re.sub(r":(class|func|meth|mod|attr|exc|obj):`([^`]+)`", _reference, text)
+    text = re.sub(r"``?docs/([\w-]+)\.md``?", lambda found: f"[{found[1]}](../{found[1]}.md)", text)
+    text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+    return text.replace("``", "`")
+
+
+class Docstrings(griffe.Extension):
+    """Rewrites every docstring that is collected."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Runs on modules, classes, functions and attributes alike."""
+        if obj.docstring:
+            obj.docstring.value = to_markdown(obj.docstring.value)
