@@ -14,6 +14,7 @@ from metastep.schedules import (
     MultiStep,
     OneCycle,
     Phased,
+    ReduceOnPlateau,
     ScaleRule,
     Schedule,
     Staircase,
@@ -93,6 +94,11 @@ SCHEDULES: dict[str, NamedSchedule] = {
         summary="warm-up, stable, linear decay at the end",
         make=lambda steps: WarmupStableDecay(total_steps=steps),
         source="arXiv 2404.06395",
+    ),
+    "plateau": NamedSchedule(
+        summary="a tenth whenever the training loss of 10 % of the run brings no improvement",
+        make=lambda steps: ReduceOnPlateau(every=max(1, steps // 100)),
+        source="torch's ReduceLROnPlateau",
     ),
     "staircase": NamedSchedule(
         summary="three equal steps of 1, 1/10, 1/100",

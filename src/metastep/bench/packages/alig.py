@@ -11,8 +11,9 @@ class AliG(pytorch_optimizer.AliG):
 
     step_style = "loss"
 
-    def __init__(self, params: Any, lr: float = 0.1, **options: Any) -> None:
-        super().__init__(params, max_lr=lr, **options)
+    def __init__(self, params: Any, lr: float = 0.1, *, momentum: float = 0.0, adjusted_momentum: bool = False) -> None:
+        # by name: the package swallows whatever it does not know
+        super().__init__(params, max_lr=lr, momentum=momentum, adjusted_momentum=adjusted_momentum)
         for group in self.param_groups:
             group["lr"] = lr
 
