@@ -1,5 +1,7 @@
 """The schedules that come with the package: whole, small, with a card, and called by name from anywhere."""
 
+import os
+import pickle
 from importlib.resources import files
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 import metastep as ms
+from metastep.schedules import shipped
 from metastep.schedules.shipped import shipped_card, shipped_file
 
 FOLDER = files("metastep.schedules.shipped")
@@ -57,9 +60,9 @@ def test_a_name_means_the_same_in_every_folder(tmp_path: Path, monkeypatch: pyte
 
 def test_the_frozen_schedule_has_the_weights_that_its_record_was_made_with() -> None:
     learned = ms.load_schedule(Path(__file__).parents[2] / "results" / "transfer" / "meta" / "schedule.safetensors")
-    shipped = ms.load_schedule("mlrsnet-cifar10")
-    assert all(torch.equal(a, b) for a, b in zip(learned.parameters(), shipped.parameters(), strict=True))
-    assert shipped.scale == ms.ScaleRule(mode="freeze")
+    frozen = ms.load_schedule("mlrsnet-cifar10")
+    assert all(torch.equal(a, b) for a, b in zip(learned.parameters(), frozen.parameters(), strict=True))
+    assert frozen.scale == ms.ScaleRule(mode="freeze")
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,21 @@ def test_a_schedule_that_is_not_shipped_has_no_file_and_no_card() -> None:
     assert shipped_file("cosine") is None
     with pytest.raises(FileNotFoundError):
         shipped_card("cosine")
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_code_in_the_place_of_a_shipped_file_is_refused_and_not_run(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "mlrsnet-cifar10.safetensors").write_bytes(pickle.dumps({"layer3.weight": Trap(tmp_path / "was_run")}))
+    monkeypatch.setattr(shipped, "_folder", lambda: tmp_path)
+    with pytest.raises(ms.ScheduleFileError, match="mlrsnet-cifar10"):
+        ms.load_schedule("mlrsnet-cifar10")
+    assert not (tmp_path / "was_run").exists()
