@@ -9,7 +9,7 @@ from tests.meta.runs import OPTIMIZERS, learning, train
 from tests.schedules.loops import Regression, net
 
 import metastep as ms
-from metastep.meta.linearity import check_linear_in_rate
+from metastep.schedules.linearity import check_linear_in_rate
 
 
 class RateInBuffer(torch.optim.Optimizer):

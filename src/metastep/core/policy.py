@@ -39,8 +39,8 @@ class Reach(NamedTuple):
         fall: m falls by at most min(ln 10, fall / T) a step, brakes aside.
         lower: the least m.
         upper: the greatest m.
-        landing: |u| / |theta| to which m jumps, once, when the first displacement is known: from there on the rates do
-            not depend on the initial one. 0 does not jump.
+        landing: when the first displacement is known, m jumps, once, to where |u| / |theta| = landing / sqrt(T): from
+            there on the rates do not depend on the initial one. 0 does not jump.
         anneals: whether, beside the drive, the rate falls with what is left of a known horizon, as 1 - t / T.
     """
 
@@ -130,7 +130,7 @@ def move(
         step: t, for a reach that anneals.
     """
     known = torch.zeros_like(drive) + horizon_known
-    pace = 1 / torch.where(known > 0, torch.zeros_like(drive) + total_steps, NOMINAL_STEPS)
+    pace = _pace(drive, total_steps, horizon_known)
     up, down = (reach.climb * pace).clamp(max=_HIGHEST_CLIMB), (reach.fall * pace).clamp(max=_DEEPEST_FALL)
     change = drive.clamp(min=0) * up + drive.clamp(max=0) * down
     braked = torch.zeros_like(drive) + cut
@@ -143,16 +143,32 @@ def move(
     return moved.clamp(reach.lower, reach.upper)
 
 
-def land(log_multiplier: Tensor, update: Tensor, landing: Tensor, reach: Reach) -> Tensor:
+def land(
+    log_multiplier: Tensor,
+    update: Tensor,
+    landing: Tensor,
+    total_steps: float | Tensor,
+    horizon_known: bool | Tensor,
+    reach: Reach,
+) -> Tensor:
     """Return the log-multiplier from which to move: where the first displacement is known, that of the landing.
 
     Args:
         log_multiplier: m of the step before, (...).
         update: ``SignalState.update``.
         landing: ``SignalState.landing``, 1 where that displacement is the first.
+        total_steps: T >= 1.
+        horizon_known: whether T is known; where not, 1,000 stands for it.
         reach: the bounds.
     """
     if not reach.landing:
         return log_multiplier
-    jump = math.log(reach.landing) - update.clamp(min=1e-30).log()
+    target = math.log(reach.landing) + 0.5 * _pace(update, total_steps, horizon_known).log()
+    jump = target - update.clamp(min=1e-30).log()
     return torch.where(landing > 0, log_multiplier + jump, log_multiplier).clamp(reach.lower, reach.upper)
+
+
+def _pace(like: Tensor, total_steps: float | Tensor, horizon_known: bool | Tensor) -> Tensor:
+    """1 / T."""
+    known = torch.zeros_like(like) + horizon_known
+    return 1 / torch.where(known > 0, torch.zeros_like(like) + total_steps, NOMINAL_STEPS)

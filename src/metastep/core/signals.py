@@ -65,8 +65,9 @@ def observe(
     r"""Return the state after the raw numbers of one more step, all of the state's shape.
 
     The loss is measured against the first that is finite and not 0, :math:`f_0`: r = f / f_0, or 2 + f / |f_0| if that
-    is negative (r then starts at 1, too, and falls while the loss improves). r is clipped to +-100. Numbers that are
-    not finite, and an alignment with a displacement or gradient of length 0, leave the averages as they are.
+    is negative (r then starts at 1, too, and falls while the loss improves). r is clipped to +-100. A step that the
+    brake skips, numbers that are not finite, and an alignment with a displacement or gradient of length 0 leave the
+    averages as they are. The raw numbers may be of a wider dtype than the state.
 
     Args:
         state: before the step.
@@ -76,14 +77,15 @@ def observe(
         update_sq: |u|^2; 0 before the first displacement.
         param_sq: |theta|^2.
     """
-    grad, update, size = grad_sq.clamp(min=0).sqrt(), update_sq.clamp(min=0).sqrt(), param_sq.clamp(min=0).sqrt()
+    dtype = state.steps.dtype
+    grad, update, size = (square.clamp(min=0).sqrt().to(dtype) for square in (grad_sq, update_sq, param_sq))
     first, ratio, has_loss = _loss_ratio(state, loss)
     has_grad = grad.isfinite() & (grad > 0)
     bad_loss = torch.zeros_like(has_grad) if loss is None else ~loss.isfinite()
     braked, cut = out_of_range(state, ratio, grad, has_loss, has_grad, bad_loss | ~grad.isfinite())
     has_loss, has_grad = has_loss & ~braked, has_grad & ~braked
 
-    cosine = dot / (grad * update)
+    cosine = (dot / grad / update).to(dtype)  # the product of the lengths may leave the range of float32
     has_cosine = has_grad & (update > 0) & cosine.isfinite()
     cosine = torch.where(has_cosine, cosine, 0).clamp(-1, 1)
     moved = update / size
@@ -113,9 +115,9 @@ def observe(
         gradient_peak=torch.maximum(state.gradient_peak, grad),
         update=_average(state.update, torch.where(has_moved, moved, 0), _FAST_LOSS, has_moved, unmoved),
         drop=_average(state.drop, torch.where(has_share, share, 0), _FAST_LOSS, has_share, unmoved | (state.drop == 0)),
-        landing=(has_moved & (state.update == 0)).to(state.steps.dtype),
-        braked=braked.to(state.steps.dtype),
-        cut=cut.to(state.steps.dtype),
+        landing=(has_moved & (state.update == 0)).to(dtype),
+        braked=braked.to(dtype),
+        cut=cut.to(dtype),
         rest=torch.where(braked, QUIET, (state.rest - 1).clamp(min=0)),
         brakes=state.brakes + braked,
     )

@@ -1,6 +1,5 @@
 """LearnedLR: attaches a schedule to an optimizer, reads the loss, writes the rate just before each step."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,11 @@ from torch.optim import Optimizer
 from metastep.core.collectives import Ranks
 from metastep.schedules.agreement import Agreement
 from metastep.schedules.arguments import whole
-from metastep.schedules.base import Loss, Rate, Schedule, State, state_like
+from metastep.schedules.attaching import check_numbers, check_optimizer, warn_of_another_base
+from metastep.schedules.base import Loss, Rate, Reading, Schedule, State
 from metastep.schedules.groups import GroupRates
-from metastep.schedules.resuming import check_saved
+from metastep.schedules.reading import Signals
+from metastep.schedules.resuming import go_on_from, saved_state
 from metastep.schedules.scaling import RunScale
 from metastep.schedules.stepping import (
     ObservedClosure,
@@ -89,30 +90,17 @@ class LearnedLR:
         measure_loss: Callable[[], float | Tensor] | None = None,
         process_group: Ranks = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            found = type(optimizer).__name__
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer (of a wrapper, the one inside), got {found}.")
-        if not isinstance(schedule, Schedule):
-            raise TypeError(
-                f"schedule must be a metastep Schedule, got {type(schedule).__name__}; "
-                "make one (MLRSNet(), Cosine()) or load one: load_schedule(path)."
-            )
-        hooks = optimizer._optimizer_step_pre_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), LearnedLR) for hook in hooks):
-            raise ValueError("optimizer has a LearnedLR already; call its detach() first.")
-        if initial_loss is not None and not math.isfinite(initial_loss):
-            raise ValueError(f"initial_loss must be finite, got {initial_loss}; leave it out to measure it.")
-        if num_classes is not None:
-            whole("num_classes", num_classes, 2, "leave it out to guess it")
-        if total_steps is not None:
-            whole("total_steps", total_steps, 1)
-        whole("warmup_steps", warmup_steps, 0, "0 means no warm-up")
-        if not 0 <= min_lr <= max_lr or max_lr == 0:
-            raise ValueError(f"min_lr and max_lr must satisfy 0 <= min_lr <= max_lr > 0, got {min_lr}, {max_lr}.")
+        check_optimizer(optimizer, schedule, LearnedLR)
+        check_numbers(initial_loss, num_classes, total_steps, warmup_steps, min_lr, max_lr)
+        warn_of_another_base(schedule, optimizer)
         self.optimizer = optimizer
+        self.schedule = schedule if total_steps is None else schedule.with_total_steps(total_steps)
+        self.signals: Signals | None = None
+        if schedule.watches is not None:
+            self.signals = Signals(optimizer, schedule.watches)
+            self.schedule = self.schedule.with_layers(self.signals.layers)
         self.groups = GroupRates(optimizer)
         self.agreement = Agreement(process_group, self.groups)
-        self.schedule = schedule if total_steps is None else schedule.with_total_steps(total_steps)
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
         self.steps = 0
@@ -125,7 +113,7 @@ class LearnedLR:
         self._on_host = self._device.type == "cpu"
         self.schedule.to(self._device)
         self.state: State = self.schedule.init_state()
-        self._hook: Any = None
+        self._hooks: list[Any] = []
         self._attach()
 
     # ---- the loop's side
@@ -148,6 +136,11 @@ class LearnedLR:
         return self._window.ignored
 
     @property
+    def brakes(self) -> int:
+        """How many steps the schedule's brake has skipped (reads the device, if the state is there)."""
+        return self.schedule.brakes(self.state)
+
+    @property
     def scale(self) -> float | None:
         """What the schedule's output is multiplied by (None until gamma is measured)."""
         return self.groups.reference if self.schedule.relative else self._scale.gamma
@@ -164,14 +157,24 @@ class LearnedLR:
 
     def detach(self) -> None:
         """Let go of the optimizer: its rates stay as they are and nothing writes them any more."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def extend(self, total_steps: int) -> None:
+        """Go on under another horizon: the run is to end after ``total_steps`` steps in all, more than are done.
+
+        The next rate is that of the new horizon. Without this call a rate beyond its horizon stays at its last.
+        """
+        self.total_steps = whole("total_steps", total_steps, self.steps + 1, f"{self.steps} steps are done")
+        self.schedule = self._scale.schedule = self.schedule.extended(total_steps)
 
     # ---- one tick: window -> loss -> rate, state -> optimizer; MetaLearner takes these apart
 
-    def close_window(self) -> Loss | None:
+    def close_window(self) -> Loss | Reading | None:
         """End the window and return the loss that the schedule is to read; None if no finite loss was ever observed.
+
+        Of a schedule that watches the optimizer it is a reading; the gradients must be those of the step to come.
 
         With several ranks it is the mean of all their losses, and they call this together: one message of 24 bytes.
 
@@ -184,30 +187,41 @@ class LearnedLR:
                 f"optimizer.step() came without an observed loss, which {type(self.schedule).__name__} needs: call "
                 "observe(loss) on the LearnedLR after computing the loss and before each optimizer.step()."
             )
+        observed, broken = self._window.calls > 0, self._window.broken()
         loss = self._window.close()
         if self._on_host and isinstance(loss, Tensor):
             loss = loss.item()
+        if self.signals is not None:
+            return self.signals.read(loss if observed else None, broken, self._device)
         if not self.schedule.relative:
             return self._scale.read(loss, self.steps)
         unknown = self.schedule.needs_loss and isinstance(loss, float) and math.isnan(loss)
         return None if unknown else loss
 
-    def ask(self, loss: Loss) -> tuple[Rate, State]:
-        """Return the first group's rate for this loss, and the state after it; nothing is changed.
-
-        Args:
-            loss: what :meth:`close_window` returned.
-        """
-        if self._on_host:
+    def ask(self, loss: Loss | Reading) -> tuple[Rate, State]:
+        """Return the first group's rate for what :meth:`close_window` returned, and the state after it."""
+        if self._on_host and not isinstance(loss, Reading):
             alpha, state = self.schedule.query(float(loss), self.state)
             return self._bounded(alpha), state
         with torch.no_grad():
             alpha, state = self.schedule(loss, self.state)
-            return self._bounded(alpha), state
+            rate = self._bounded(alpha)
+            if self.signals is not None:
+                rate = self.signals.unless_skipped(rate, self.schedule.skips(state), on_host=self._on_host)
+        return rate, state
 
-    def ask_with_graph(self, loss: Loss, state: State) -> tuple[Tensor, State]:
-        """Return a rate that is differentiable with respect to the schedule's weights, from a given state."""
+    def ask_with_graph(self, loss: Loss | Reading, state: State) -> tuple[Tensor, State]:
+        """Return a rate that is differentiable with respect to the schedule's weights, from a given state.
+
+        Raises:
+            ValueError: if the schedule sets a rate for each layer.
+        """
         alpha, state = self.schedule(loss, state)
+        if isinstance(alpha, Tensor) and alpha.ndim:
+            raise ValueError(
+                f"lr.schedule must set one rate for a look-ahead, got one for each of {len(alpha)} layers; use "
+                'scope="network", or learn over a population.'
+            )
         return cast("Tensor", self._bounded(alpha)), state
 
     def _bounded(self, alpha: Rate) -> Rate:
@@ -243,15 +257,19 @@ class LearnedLR:
     # ---- the optimizer's side
 
     def _attach(self) -> None:
-        self._hook = self.optimizer.register_step_pre_hook(self._before_step)
+        self._hooks = [self.optimizer.register_step_pre_hook(self._before_step)]
+        if self.signals is not None:
+            self._hooks.append(self.optimizer.register_step_post_hook(self.signals.step_is_over))
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
+        if self._held and self.signals is not None:
+            self.signals.prepare_step()
         if self._held or is_skipped_by_scaler(optimizer):
             return None
         if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
             return None
         closure = closure_of(args, kwargs)
-        if closure is None or not self.schedule.needs_loss:
+        if closure is None or not (self.schedule.needs_loss or self.signals is not None):
             self._advance()
             return None
         observed = self._window.calls
@@ -267,24 +285,14 @@ class LearnedLR:
         loss = self.close_window()
         if loss is not None:
             self.tick(*self.ask(loss))
+        if self.signals is not None:
+            self.signals.prepare_step()
 
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-exact resume needs, the schedule's weights included: numbers, strings, and tensors."""
-        state = {
-            "schema": 1,
-            "schedule": type(self.schedule).__name__,
-            "config": self.schedule.config(),
-            "weights": dict(self.schedule.state_dict()),
-            "state": self.state,
-            "steps": self.steps,
-            **self._scale.state_dict(),
-            "last_rate": None if self._last_rate is None else float(self._last_rate),
-            "bases": self.groups.bases,
-            "window": self._window.state_dict(),
-        }
-        return copy.deepcopy(state)
+        return saved_state(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, before or after the optimizer has loaded its own.
@@ -292,26 +300,16 @@ class LearnedLR:
         Raises:
             ValueError: if a key is missing (named), the schema is unknown, or the state belongs to another schedule.
         """
-        check_saved(state_dict, self.state_dict(), self.schedule.relative, len(self.optimizer.param_groups))
-        state = copy.deepcopy(state_dict)
-        recurrent = state_like(self.schedule.init_state(), state["state"])
-        self.schedule.load_state_dict(state["weights"])
-        self.schedule.weights_changed()
-        self.state = recurrent
-        self.steps, self._last_rate = state["steps"], state["last_rate"]
-        self._scale.load_state_dict(state)
-        self.groups.set_bases(state["bases"])
-        self._window.load_state_dict(state["window"])
-        self.agreement.started = False
+        go_on_from(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hook": self._hook is not None}
+        return {**self.__dict__, "_hooks": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _hook=None)
-        if state["_hook"]:
+        self.__dict__.update(state, _hooks=[])
+        if state["_hooks"]:
             self._attach()
 
     def __repr__(self) -> str:
-        rate = "no step yet" if self._last_rate is None else f"rate {float(self._last_rate):.3g}"
+        rate = "no step yet" if self._last_rate is None else f"rate {self.get_last_lr()[0]:.3g}"
         return f"LearnedLR({type(self.optimizer).__name__}, {type(self.schedule).__name__}, {self.steps} steps, {rate})"

@@ -21,6 +21,7 @@ from metastep.schedules.phased import FixedOutput, Phased
 from metastep.schedules.plateau import ReduceOnPlateau
 from metastep.schedules.published import read_published
 from metastep.schedules.shipped import shipped_file, shipped_schedules
+from metastep.schedules.signal import SignalSchedule
 
 _FORMAT, _SCHEMA = "metastep.schedule", "1"
 
@@ -39,6 +40,7 @@ _CLOSED_FORMS = (Constant, MultiStep, Exponential, Staircase, Cosine, WarmRestar
 #: Every schedule that can be read from a file, and how its configuration makes one.
 _BUILDERS: dict[str, Callable[[dict[str, Any]], Schedule]] = {
     "MLRSNet": MLRSNet.from_config,
+    "SignalSchedule": SignalSchedule.from_config,
     "FixedOutput": FixedOutput.from_config,
     "Phased": _phased,
     **{form.__name__: lambda config, form=form: form(**config) for form in (*_CLOSED_FORMS, ReduceOnPlateau)},  # type: ignore[misc]

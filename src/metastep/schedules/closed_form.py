@@ -95,6 +95,10 @@ class OverHorizon(ClosedForm):
         """A copy over ``total_steps`` steps; this schedule itself if it has a horizon already."""
         if self.total_steps is not None:
             return self
+        return self.extended(total_steps)
+
+    def extended(self, total_steps: int) -> Self:
+        """A copy over ``total_steps`` steps, whatever the horizon was."""
         return type(self)(**{**self.config(), "total_steps": total_steps})
 
 

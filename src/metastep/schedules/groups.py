@@ -56,11 +56,26 @@ class GroupRates:
         parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
-    def write(self, rate: float | Tensor) -> None:
-        """Give each group ``rate`` (of the reference group; not negative) times its ratio."""
+    def _of_each(self, rate: float | Tensor) -> list[float | Tensor]:
+        """The rate of each group: ``rate``, or its part in a vector of them, times the group's ratio."""
         self.adopt_new_groups()
-        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
-            value, lr = rate * ratio, group["lr"]
+        if isinstance(rate, Tensor) and rate.ndim:
+            if len(rate) != len(self._ratios):
+                raise ValueError(
+                    f"optimizer must keep the {len(rate)} parameter groups for which there are rates, it has "
+                    f"{len(self._ratios)}; detach the LearnedLR and make a new one after adding a group."
+                )
+            return [one * ratio for one, ratio in zip(rate.unbind(), self._ratios, strict=True)]
+        return [rate * ratio for ratio in self._ratios]
+
+    def write(self, rate: float | Tensor) -> None:
+        """Give each group ``rate`` (of the reference group; not negative) times its ratio.
+
+        Args:
+            rate: one number, or one for each group, (groups,).
+        """
+        for group, value in zip(self.optimizer.param_groups, self._of_each(rate), strict=True):
+            lr = group["lr"]
             if not isinstance(lr, Tensor):
                 group["lr"] = float(value)
             elif isinstance(value, Tensor):
@@ -70,10 +85,9 @@ class GroupRates:
 
     def as_written(self, rate: float | Tensor) -> list[float]:
         """The numbers that :meth:`write` puts into the groups for this rate (reads the device, if it is there)."""
-        self.adopt_new_groups()
         numbers = []
-        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
-            value, lr = rate * ratio, group["lr"]
+        for group, value in zip(self.optimizer.param_groups, self._of_each(rate), strict=True):
+            lr = group["lr"]
             numbers.append(float(torch.as_tensor(value, dtype=lr.dtype) if isinstance(lr, Tensor) else value))
         return numbers
 
@@ -85,3 +99,10 @@ class GroupRates:
         """True if every group's rate is a zero on the host; tensors on an accelerator are not looked at."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return all((lr.device.type == "cpu" if isinstance(lr, Tensor) else True) and lr == 0 for lr in rates)
+
+
+def plain_rate(rate: float | Tensor | None) -> float | Tensor | None:
+    """A rate as it is saved: a number, or a vector of them on the CPU."""
+    if isinstance(rate, Tensor) and rate.ndim:
+        return rate.detach().cpu().clone()
+    return None if rate is None else float(rate)

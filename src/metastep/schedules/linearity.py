@@ -51,7 +51,7 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
         if not _largest([second - 2 * first]) <= 32 * torch.finfo(start.dtype).eps * size:
             raise NotLinearInRate(
                 f"{name} is not linear in its learning rate: twice the rate did not move the parameters twice as far. "
-                "MetaLearner needs updates of the form theta - rate * direction (SGD, Adam, AdamW, RMSprop, ...)."
+                "A rate is learned for updates of the form theta - rate * direction (SGD, Adam, AdamW, RMSprop, ...)."
             )
     if not _equal(once_state, twice_state):
         raise NotLinearInRate(
