@@ -24,7 +24,7 @@ one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 
 @one_of_each
-def test_every_method_runs_and_goes_on_bit_for_bit_after_a_kill(name, tmp_path):
+def test_every_method_runs_in_silence_and_goes_on_bit_for_bit_after_a_kill(name, tmp_path, capsys):
     config = METHODS[name].configure(base_config())
     record = run(config, tmp_path / "whole").execute()
     assert record["status"] == "finished"
@@ -33,6 +33,7 @@ def test_every_method_runs_and_goes_on_bit_for_bit_after_a_kill(name, tmp_path):
         run(config, tmp_path / "killed", dies_at=7)  # after the checkpoint of step 4
     run(config, tmp_path / "killed")
     assert not differences(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
+    assert capsys.readouterr() == ("", "")
 
 
 @one_of_each
