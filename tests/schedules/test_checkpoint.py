@@ -27,7 +27,7 @@ SCHEDULES = {
     "Phased": lambda: ms.Phased([net(0), net(1), net(2)], total_steps=9),
     "Phased-unbound": lambda: ms.Phased([net(0), net(1)]),
     "staircase-control": lambda: ms.Phased([net(0), net(1)], total_steps=9).staircase(),
-    "SignalSchedule": lambda: ms.SignalSchedule(("loss", "alignment"), 4, True, "layer", total_steps=9, trained_for="sgd"),
+    "SignalSchedule": lambda: ms.SignalSchedule(("loss", "alignment"), 4, True, total_steps=9, trained_for="sgd"),
     "Constant": ms.Constant,
     "MultiStep": lambda: ms.MultiStep([3, 5], gamma=0.3),
     "Exponential": lambda: ms.Exponential(0.9),

@@ -150,8 +150,12 @@ def land(
     total_steps: float | Tensor,
     horizon_known: bool | Tensor,
     reach: Reach,
+    tried: Tensor | float = 0.0,
 ) -> Tensor:
     """Return the log-multiplier from which to move: where the first displacement is known, that of the landing.
+
+    Where steps were taken and nothing moved, because the initial rate is below what the parameters' dtype can tell from
+    0, the multiplier grows e-fold.
 
     Args:
         log_multiplier: m of the step before, (...).
@@ -160,12 +164,14 @@ def land(
         total_steps: T >= 1.
         horizon_known: whether T is known; where not, 1,000 stands for it.
         reach: the bounds.
+        tried: ``SignalState.gradients``; 0 does not look for a rate that moves something.
     """
     if not reach.landing:
         return log_multiplier
     target = math.log(reach.landing) + 0.5 * _pace(update, total_steps, horizon_known).log()
     jump = target - update.clamp(min=1e-30).log()
-    return torch.where(landing > 0, log_multiplier + jump, log_multiplier).clamp(reach.lower, reach.upper)
+    unmoved = (torch.zeros_like(update) + tried > 1) & (update == 0)
+    return (log_multiplier + torch.where(landing > 0, jump, unmoved.to(jump))).clamp(reach.lower, reach.upper)
 
 
 def _pace(like: Tensor, total_steps: float | Tensor, horizon_known: bool | Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class SignalSchedule(Schedule):
         network = observe(SignalState.unpacked(state[0, :_WIDTH]), _to(state, reading.loss), *reading.network.unbind())
         log_multiplier, hidden = state[:, _WIDTH], state[:, _WIDTH + 1 :]
         done = network.steps - 1
-        landed = network.update, network.landing, self.reach, network.gradients
+        landed = network.update, network.landing, steps, known, self.reach, network.gradients
         if self.scope == "network":
             signals = network.packed().unsqueeze(0)
             log_multiplier = land(log_multiplier, *landed)
