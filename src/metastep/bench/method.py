@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metastep.bench.config import MetaConfig
 from metastep.bench.optimizers import OPTIMIZERS
 from metastep.bench.schedules import SCHEDULES
+from metastep.bench.spaces import short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,6 +106,11 @@ class Method:
             return None
         meta = base.meta or MetaConfig(every=max(1, base.total_steps // META_UPDATES))
         return meta if meta_lr is None else replace(meta, meta_lr=meta_lr)
+
+    def tunes(self) -> str:
+        """What is tuned, over what, and the default: ``lr 1e-3 .. 10, log (0.1)``; several are joined by semicolons."""
+        parts = (f"{name} {space.describe()} ({short(self.defaults[name])})" for name, space in self.space.items())
+        return "; ".join(parts) or "nothing"
 
     @property
     def package(self) -> str | None:

@@ -70,7 +70,7 @@ class Uniform(Space):
 
     def describe(self) -> str:
         """Say where the interval begins and ends."""
-        return f"{_short(self.low)} .. {_short(self.high)}"
+        return f"{short(self.low)} .. {short(self.high)}"
 
     def __contains__(self, value: object) -> bool:
         return _number(value) and self.low <= value <= self.high
@@ -133,7 +133,7 @@ class Choice(Space):
 
     def describe(self) -> str:
         """Name the values."""
-        *others, last = (_short(value) for value in self.values)
+        *others, last = (short(value) for value in self.values)
         return f"{', '.join(others)} or {last}"
 
     def __contains__(self, value: object) -> bool:
@@ -142,7 +142,7 @@ class Choice(Space):
         )
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """A value as people write it: 1e-4 rather than 0.0001 or 1e-04."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
