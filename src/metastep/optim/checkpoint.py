@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from metastep.optim.base import HyperOptimizer
 
 DRIVERS = "rate_optimizers"
+#: torch.optim.Adam and AdamW write it since torch 2.7; of an older checkpoint the optimizer's own value holds.
+NEWER_IN_TORCH = ("decoupled_weight_decay",)
 
 StateDict = dict[str, Any]
 
@@ -69,6 +71,8 @@ def completed_groups(optimizer: HyperOptimizer, given: StateDict) -> list[Group]
     options = {*OPTION_DEFAULTS, "initial_rate"}
     for position, (saved, group) in enumerate(zip(given["param_groups"], optimizer.param_groups, strict=False)):
         plain = options.isdisjoint(saved)
+        if plain:
+            saved = {**{key: group[key] for key in NEWER_IN_TORCH if key in group}, **saved}
         for key in group:
             if key not in saved and key not in ("param_names", "initial_lr") and not (plain and key in options):
                 raise ValueError(
