@@ -6,8 +6,11 @@ An optimizer says so in its class attribute ``step_style``; one without it is "p
 "plain"    ``step()``                            torch's
 "loss"     ``step(closure)``                     the closure gives the loss of the gradients that are there
 "closure"  ``step(closure)``                     the closure computes the batch's loss again, without a graph
-"bilevel"  ``step(closure, validation_closure)`` both compute losses with a graph: of this batch, of validation data
+"bilevel"  ``step(closure, validation_closure)`` both give losses with a graph: of this batch, and of validation data
 ========== ===================================== ====================================================================
+
+A bilevel optimizer differentiates the batch's loss itself, so there is no backward pass before its step, and no
+gradient that could be clipped.
 """
 
 from __future__ import annotations
@@ -49,8 +52,13 @@ def step_style(optimizer: Optimizer) -> str:
     return style
 
 
+def wants_gradients(optimizer: Optimizer) -> bool:
+    """Whether the backward pass is to be done before the step."""
+    return step_style(optimizer) != "bilevel"
+
+
 def step_of(optimizer: Optimizer, losses: Losses) -> Callable[[Any, Tensor], None]:
-    """Return what steps an optimizer, given the batch and its loss, after the backward pass.
+    """Return what steps an optimizer, given the batch and its loss with the graph.
 
     Raises:
         ValueError: if the optimizer names a style that does not exist, or learns from validation data and has none.
@@ -100,8 +108,8 @@ def _bilevel(optimizer: Optimizer, losses: Losses) -> Callable[[Any, Tensor], No
     call: Callable[..., Any] = optimizer.step
 
     def step(batch: Any, loss: Tensor) -> None:
-        del loss
-        call(lambda: losses.training(batch), losses.validation)
+        del batch
+        call(lambda: loss, losses.validation)
 
     return step
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from metastep.core.collectives import without_replicas
 from metastep.meta.learner import MetaLearner
-from metastep.meta.step_styles import Losses, step_of, step_style
+from metastep.meta.step_styles import Losses, step_of, step_style, wants_gradients
 from metastep.schedules import LearnedLR
 
 BatchT = TypeVar("BatchT")
@@ -43,7 +43,8 @@ class Trainer:
         validation_loss: draws validation data and computes their mean loss, with a graph, for an optimizer that learns
             its rates from them; None: there is none.
         learns_at: says for a step (0-based) whether the learner is to learn in it; None: the learner counts itself.
-        clip_norm: bound on the norm of the whole gradient; None does not clip.
+        clip_norm: bound on the norm of the whole gradient; None does not clip. Without effect on an optimizer that
+            computes its gradients itself (``step_style`` "bilevel").
         recalibrate: called while the network has averaged weights, whose statistics of batch norm nobody has measured:
             a context within which they are measured; None: nothing to measure.
 
@@ -80,16 +81,17 @@ class Trainer:
                 f"learner must be None with {type(optimizer).__name__}, whose steps are not linear in a given rate."
             )
         losses = Losses(training=lambda batch: loss(model, batch), validation=validation_loss)
-        self._step = step_of(optimizer, losses)
+        self._step, self._wants_gradients = step_of(optimizer, losses), wants_gradients(optimizer)
 
     def advance(self) -> Tensor:
         """Take one step; return the batch's training loss before it, detached and on its device."""
         batch = next(self.batches)
         loss = self._loss(self.model, batch)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        if self._wants_gradients:
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self._clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.lr.observe(loss)
         if self.learner is None:
             self._step(batch, loss)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def neighbours() -> Iterator[Method]:
     """Yield the neighbours."""
     yield from _hypergradient()
+    yield from _forward_mode()
     yield from _from_the_loss()
+    yield from _learned()
     yield Method(
         name="sasa",
         summary="SGD with momentum whose rate drops when a test finds it stationary",
@@ -41,6 +43,54 @@ def _hypergradient() -> Iterator[Method]:
             space={LR: LogUniform(1e-5, 1.0), "hyper_lr": betas},
             defaults={LR: rate, "hyper_lr": beta},
         )
+
+
+def _forward_mode() -> Iterator[Method]:
+    """One rate that follows its derivative of the validation loss."""
+    for suffix, base, options, rate, rates in (
+        ("", "momentum", {"base": "sgd", "momentum": 0.9}, 0.1, LogUniform(1e-4, 3.0)),
+        ("-adam", "Adam", {"base": "adam"}, 1e-3, LogUniform(1e-5, 0.1)),
+    ):
+        yield Method(
+            name=f"rtho{suffix}",
+            summary=f"{base} at a rate that follows its derivative of the validation loss",
+            source="arXiv 1703.01785",
+            optimizer="forward-mode",
+            options={**options, "mu": 1.0},
+            space={LR: rates, "hyper_lr": LogUniform(1e-10, 1e-3)},
+            defaults={LR: rate, "hyper_lr": 1e-8},
+        )
+        yield Method(
+            name=f"marthe{suffix}",
+            summary=f"{base} at a rate that follows that derivative, discounted by a rule",
+            source="arXiv 1910.08525",
+            optimizer="forward-mode",
+            options={**options, "mu": "auto", "hyper_hyper_lr": 1e-6},
+            space={LR: rates, "hyper_lr": LogUniform(1e-10, 1e-3)},
+            defaults={LR: rate, "hyper_lr": 1e-8},
+        )
+
+
+def _learned() -> Iterator[Method]:
+    """Optimizers whose direction is a network's, with the weights that come with metastep."""
+    yield Method(
+        name="l2l",
+        summary="a learned optimizer: an LSTM on each coordinate's gradient",
+        source="arXiv 1606.04474",
+        optimizer="l2l",
+        weight_decay=False,
+        space={LR: LogUniform(1e-3, 0.1)},
+        defaults={LR: 1e-2},
+    )
+    yield Method(
+        name="rnnprop",
+        summary="a learned optimizer: an LSTM on Adam's and RMSprop's directions",
+        source="arXiv 1703.03633",
+        optimizer="rnnprop",
+        weight_decay=False,
+        space={LR: LogUniform(1e-2, 1.0)},
+        defaults={LR: 0.1},
+    )
 
 
 def _from_the_loss() -> Iterator[Method]:
