@@ -27,6 +27,7 @@ from metastep.optim.options import (
     with_defaults,
 )
 from metastep.optim.shards import add_up
+from metastep.optim.zero import refuse_zero_redundancy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +116,7 @@ class HyperOptimizer(Optimizer):
         group = self.param_groups[-1]
         try:
             self._check(group)
+            refuse_zero_redundancy(group)
             if group["scope"] != self.param_groups[0]["scope"]:
                 raise ValueError(
                     f"scope must be the same in all groups, got {group['scope']!r}; set it for the whole optimizer."

@@ -46,7 +46,8 @@ class AdamDirection(Direction):
         corrections = (correction.unbind() for correction in self.corrections(counts))
         second = buffers[LARGEST if self.amsgrad else SECOND]
         for m, v, by_first, by_root in zip(buffers[FIRST], second, *corrections, strict=True):
-            yield (m / by_first).div_(v.sqrt().div_(by_root).add_(self.eps))
+            u = (m / by_first).div_(v.sqrt().div_(by_root).add_(self.eps))
+            yield u.to(m.dtype)  # which a 0-d tensor lost to the corrections
 
     def corrections(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Bias corrections 1 - b1^t and sqrt(1 - b2^t), (T,); those of t = 1 before the first step, where m is 0."""
