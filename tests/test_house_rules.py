@@ -17,8 +17,11 @@ import metastep
 
 ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 320
-FOLDERS = ("src", "tests", "docs", "benchmarks", "examples", "results", ".ci")
-FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "constraints.txt")
+FOLDERS = ("src", "tests", "docs", "benchmarks", "examples", "results", ".ci", ".github")
+FILES = (
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "Makefile", "pyproject.toml",
+    "constraints.txt",
+)  # fmt: skip
 
 #: An absolute path below a folder that differs between machines; "../shared/work/x" and addresses are none.
 MACHINE_PATH = re.compile(

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pickle
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -283,3 +284,10 @@ def test_the_docstrings_examples_run(tmp_path: Path) -> None:
     names = {"Cosine": ms.Cosine, "load_schedule": ms.load_schedule, "tmp_path": tmp_path}
     failed, tried = doctest.testmod(hub, extraglobs=names)
     assert failed == 0 < tried
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "share_a_schedule.py"
+    folder, verdict = runpy.run_path(str(example))["main"](tmp_path / "it")
+    assert len(from_pretrained(folder).schedules) == 3
+    assert verdict in (folder / "README.md").read_text()
