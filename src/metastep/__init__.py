@@ -8,16 +8,19 @@ from metastep.version import __version__
 if TYPE_CHECKING:
     from metastep.meta import MetaLearner, NotLinearInRate
     from metastep.optim import (
+        L2L,
         L4,
         SASA,
         SPS,
         Armijo,
+        ForwardMode,
         Hyper,
         HyperAdagrad,
         HyperAdam,
         HyperAdamW,
         HyperRMSprop,
         HyperSGD,
+        RNNProp,
     )
     from metastep.schedules import (
         Constant,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "L2L",
     "L4",
     "SASA",
     "SPS",
@@ -51,6 +55,7 @@ __all__ = [
     "Cosine",
     "Exponential",
     "FixedOutput",
+    "ForwardMode",
     "Hyper",
     "HyperAdagrad",
     "HyperAdam",
@@ -64,6 +69,7 @@ __all__ = [
     "NotLinearInRate",
     "OneCycle",
     "Phased",
+    "RNNProp",
     "ReduceOnPlateau",
     "ScaleRule",
     "Schedule",

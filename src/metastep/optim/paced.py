@@ -63,6 +63,11 @@ class PacedOptimizer(Optimizer):
             del self.param_groups[-1]
             raise
 
+    @property
+    def own_precision(self) -> tuple[str, ...]:
+        """State that keeps the precision it was saved in, where torch would cast it to the parameter's."""
+        return ()
+
     def applied_rate(self) -> float:
         """The rate that the last step used: the mean over all parameters' elements; 0 before the first step."""
         total, elements = 0.0, 0
@@ -111,8 +116,15 @@ class PacedOptimizer(Optimizer):
                     "another optimizer or version: start with fresh state."
                 )
         super().load_state_dict(state_dict)
-        for state in self.state.values():  # torch shares tensors of the right kind with the given dict
-            state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
+        places = [place for group in state_dict["param_groups"] for place in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for place, parameter in zip(places, parameters, strict=True):
+            given = state_dict["state"].get(place, {})
+            for key, value in self.state.get(parameter, {}).items():
+                if key in self.own_precision:
+                    self.state[parameter][key] = given[key].to(parameter.device, copy=True)
+                elif isinstance(value, Tensor):  # torch shares tensors of the right kind with the given dict
+                    self.state[parameter][key] = value.clone()
 
 
 def positive(name: str, value: object, *, high: float = math.inf) -> float:
