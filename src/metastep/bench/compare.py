@@ -2,45 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from metastep.bench.counting import ComparisonProgress, Count
 from metastep.bench.entrants import CompareConfig, Entrant
 from metastep.bench.locks import FolderLock
 from metastep.bench.protocols import load_run_task
 from metastep.bench.records import read_record, write_records
-from metastep.bench.run import Progress
 from metastep.bench.schedules import SCHEDULES, make_schedule
 from metastep.bench.stopping import never
 from metastep.bench.trainers import check_device
+from metastep.bench.tuning import TUNING_SEED
 from metastep.bench.workers import Cell, run_here, run_in_workers
 from metastep.files import write_atomically
 from metastep.schedules import Schedule, load_schedule, save_schedule
-
-#: Rates are chosen on a seed that is not among those compared.
-TUNING_SEED = 1_000_003
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonProgress:
-    """How far a comparison is.
-
-    Args:
-        runs_done: runs at their end, those that choose rates among them.
-        runs: all runs.
-        steps_done: steps of all runs.
-        steps: all steps.
-        label: of the run that moved last.
-        run: how far that one is; None if it has come to its end.
-    """
-
-    runs_done: int
-    runs: int
-    steps_done: int
-    steps: int
-    label: str
-    run: Progress | None
 
 
 class Comparison:
@@ -99,7 +76,8 @@ class Comparison:
             write_atomically(self.folder / "compare.json", self.config.to_json())
             for label, schedule in self._from_files():
                 save_schedule(schedule, self._file_of(label))
-            count = _Count(self._tuning_runs() + self._runs(), self.config.base.total_steps, on_progress)
+            runs = self._tuning_runs() + self._runs()
+            count = Count(runs, runs * self.config.base.total_steps, on_progress)
             tuned = self._run(self._tuning_cells(), workers, should_stop, count)
             if not tuned or not self._run(self._cells(), workers, should_stop, count):
                 return None
@@ -113,7 +91,7 @@ class Comparison:
 
     # ---- cells
 
-    def _run(self, cells: Iterable[Cell], workers: int, should_stop: Callable[[], bool], count: "_Count") -> bool:
+    def _run(self, cells: Iterable[Cell], workers: int, should_stop: Callable[[], bool], count: Count) -> bool:
         """Run the cells; False if it was stopped."""
         numbered = dict(enumerate(cells))
         done = set()
@@ -193,39 +171,3 @@ class Comparison:
         for entrant in self.config.entrants:
             if entrant.schedule not in SCHEDULES and not self._file_of(entrant.label).is_file():
                 yield entrant.label, self._schedules[entrant.label]
-
-
-class _Count:
-    """Adds up what the runs of a comparison have done, and tells whoever watches."""
-
-    def __init__(self, runs: int, steps: int, tell: Callable[[ComparisonProgress], None] | None) -> None:
-        self._runs, self._steps, self._tell = runs, steps, tell
-        self._ended = 0
-        self._moving: dict[int, int] = {}  # steps of the runs at work
-        self._cells: dict[int, Cell] = {}
-
-    def begin(self, cells: dict[int, Cell]) -> None:
-        self._cells = cells
-        self._moving.clear()
-
-    def moved(self, number: int, progress: Progress) -> None:
-        self._moving[number] = progress.step
-        self._say(number, progress)
-
-    def ended(self, number: int) -> None:
-        self._moving.pop(number, None)
-        self._ended += 1
-        self._say(number, None)
-
-    def _say(self, number: int, progress: Progress | None) -> None:
-        if self._tell is not None:
-            self._tell(
-                ComparisonProgress(
-                    runs_done=self._ended,
-                    runs=self._runs,
-                    steps_done=self._ended * self._steps + sum(self._moving.values()),
-                    steps=self._runs * self._steps,
-                    label=self._cells[number].label,
-                    run=progress,
-                )
-            )

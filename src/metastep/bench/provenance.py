@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def provenance(device: str) -> dict[str, Any]:
     }
 
 
+@cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -46,8 +48,12 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+@cache
 def _git_revision() -> str | None:
-    """The revision of the checkout this package runs from; None if it runs from elsewhere."""
+    """The revision of the checkout this package runs from; None if it runs from elsewhere.
+
+    Asked once a process: what was imported does not change with the checkout.
+    """
     checkout = Path(__file__).parents[3]
     if not (checkout / ".git").exists():
         return None

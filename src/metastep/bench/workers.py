@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,7 +21,23 @@ from metastep.bench.run import Progress, Run
 #: Deaths of worker processes in a row, without a run finished in between, after which it is given up.
 _DEATHS = 3
 _POLL_SECONDS = 0.2
+_IN_HAND = 3  # cells given to the pool, for each worker: thousands would take long to look through
 _COLUMNS = 4  # of the board: step, loss, rate, accuracy or perplexity (NaN: none yet)
+
+
+class Work(Protocol):
+    """What a worker does: plain values that can be sent to a process."""
+
+    @property
+    def label(self) -> str:
+        """What it is called while it runs."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps until it is done."""
+
+    def run(self, should_stop: Callable[[], bool], on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+        """Do it, or go on with it; what is stopped before its end gives the status "stopped"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +55,11 @@ class Cell:
     config: RunConfig
     folder: Path
     schedule_file: Path | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.config.total_steps
 
     def run(self, should_stop: Callable[[], bool], on_progress: Callable[[Progress], None]) -> dict[str, Any]:
         """Return its record: the one that is there, or that of running it now, from its checkpoint if it has one."""
@@ -59,7 +80,7 @@ class Cell:
 Watch = Callable[[int, Progress], None]
 
 
-def run_here(cells: Mapping[int, Cell], should_stop: Callable[[], bool], watch: Watch) -> Iterator[tuple[int, Any]]:
+def run_here(cells: Mapping[int, Work], should_stop: Callable[[], bool], watch: Watch) -> Iterator[tuple[int, Any]]:
     """Run the cells one after the other in this process; yield each one's number and record.
 
     Args:
@@ -68,11 +89,13 @@ def run_here(cells: Mapping[int, Cell], should_stop: Callable[[], bool], watch: 
         watch: called as they run.
     """
     for number, cell in cells.items():
+        if should_stop():
+            return
         yield number, cell.run(should_stop, lambda progress, number=number: watch(number, progress))  # type: ignore[misc]
 
 
 def run_in_workers(
-    cells: Mapping[int, Cell], workers: int, should_stop: Callable[[], bool], watch: Watch
+    cells: Mapping[int, Work], workers: int, should_stop: Callable[[], bool], watch: Watch
 ) -> Iterator[tuple[int, Any]]:
     """The same in so many processes, in the order in which they finish.
 
@@ -100,23 +123,28 @@ def run_in_workers(
 
 
 def _pool(
-    cells: Mapping[int, Cell], workers: int, should_stop: Callable[[], bool], watch: Watch
+    cells: Mapping[int, Work], workers: int, should_stop: Callable[[], bool], watch: Watch
 ) -> Iterator[tuple[int, Any]]:
     context = process_context()
     # Shared without locks: a worker that is killed cannot leave one locked.
     stop = context.RawValue("b", 0)
     board = context.RawArray("d", _COLUMNS * (max(cells) + 1))
+    taken = context.Value("i", 0)  # workers that have begun
     pool = ProcessPoolExecutor(
-        min(workers, len(cells)), mp_context=context, initializer=_begin, initargs=(stop, board, workers)
+        min(workers, len(cells)), mp_context=context, initializer=_begin, initargs=(stop, board, taken, workers)
     )
     futures: dict[Future[Any], int] = {}
+    waiting = list(cells.items())[::-1]
     try:
-        futures = {pool.submit(_work, number, cell): number for number, cell in cells.items()}
         seen: dict[int, float] = {}
-        while futures:
+        while futures or waiting:
+            while waiting and len(futures) < _IN_HAND * workers:
+                number, cell = waiting.pop()
+                futures[pool.submit(_work, number, cell)] = number
             done, _ = wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             if should_stop() and not stop.value:
                 stop.value = 1
+                waiting.clear()
                 for future in futures:
                     future.cancel()
             for number in futures.values():
@@ -142,10 +170,10 @@ def process_context() -> Any:
     return context
 
 
-def _read(board: Any, number: int, cell: Cell) -> Progress:
+def _read(board: Any, number: int, cell: Work) -> Progress:
     step, loss, lr, quality = board[_COLUMNS * number : _COLUMNS * (number + 1)]
     valid = {} if math.isnan(quality) or not step else {"perplexity" if quality >= 1 else "accuracy": quality}
-    total = cell.config.total_steps
+    total = cell.total_steps
     return Progress(step=int(step), total_steps=total, loss=loss, lr=lr, valid=valid, meta_loss=None)
 
 
@@ -154,11 +182,15 @@ def _read(board: Any, number: int, cell: Cell) -> Progress:
 _shared: tuple[Any, Any] | None = None
 
 
-def _begin(stop: Any, board: Any, workers: int) -> None:
-    """Prepare a worker: share the cores, ignore Ctrl-C, end when the parent does."""
+def _begin(stop: Any, board: Any, taken: Any, workers: int) -> None:
+    """Prepare a worker: share the cores, take the next GPU in turn, ignore Ctrl-C, end when the parent does."""
     global _shared
     _shared = stop, board
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if (gpus := torch.cuda.device_count()) > 1:
+        with taken.get_lock():
+            torch.cuda.set_device(taken.value % gpus)
+            taken.value += 1
     leave_signals_to_parent()
 
 
@@ -175,7 +207,7 @@ def leave_signals_to_parent() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _work(number: int, cell: Cell) -> dict[str, Any]:
+def _work(number: int, cell: Work) -> dict[str, Any]:
     assert _shared is not None
     stop, board = _shared
 

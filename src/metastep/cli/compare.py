@@ -1,4 +1,4 @@
-"""``metastep compare``: several schedules on one task, and the page that shows what came out."""
+"""``metastep compare``: schedules on one task, or a whole experiment, and the page that shows what came out."""
 
 from __future__ import annotations
 
@@ -9,35 +9,52 @@ import typer
 from metastep.bench.torchrun import under_torchrun
 from metastep.cli import options as o
 from metastep.cli.display import comparison_bar, stop_notice
+from metastep.cli.experiments import (
+    ExperimentOptions,
+    is_experiment,
+    known_task,
+    refuse_for_experiments,
+    refuse_for_tasks,
+    run_experiment,
+)
 from metastep.cli.report import show_report
 
 if TYPE_CHECKING:
     from metastep.bench.compare import Comparison
 
 
-@o.takes_run_options
+@o.takes(run=o.RunOptions, experiment=ExperimentOptions)
 def compare(
     context: typer.Context,
     *,
-    task: o.TaskName = None,
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            help="A task, such as digits/mlp, or an experiment, such as field/small; see `metastep list`.",
+            metavar="TASK|EXPERIMENT",
+        ),
+    ] = None,
     schedules: Annotated[
         str, typer.Option(help="Comma-separated names or files; label=file names it, file@staircase is its control.")
     ] = "constant,multistep,cosine",
-    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, ... for every schedule.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds 0, 1, ...; default: 3, or the experiment's.", show_default=False)
+    ] = None,
     lrs: Annotated[
         str | None,
         typer.Option(help="Comma-separated base rates: each schedule that reads one gets its best on held-out data."),
     ] = None,
     run: o.RunOptions,
+    experiment: ExperimentOptions,
     workers: Annotated[int, typer.Option(help="Processes; each takes a run at a time.")] = 1,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     out: o.Out = None,
     resume: o.Resume = None,
     json: o.Json = False,
 ) -> None:
-    """Compare schedules on a task over several seeds, and write a self-contained page.
+    """Compare schedules on a task, or run an experiment of many methods and tasks, and write a self-contained page.
 
-    Finished runs are kept: --resume goes on where a comparison was stopped or killed.
+    Finished runs are kept: --resume goes on where a comparison or an experiment was stopped or killed.
     """
     from metastep.bench.compare import Comparison
     from metastep.bench.entrants import CompareConfig, Entrant
@@ -46,15 +63,20 @@ def compare(
 
     if under_torchrun():
         raise ValueError("compare must be started without torchrun; it starts processes of its own: --workers N.")
+    if is_experiment(task, resume):
+        refuse_for_experiments(context)
+        run_experiment(context, task, run, experiment, seeds, workers, title, out, resume, json=json)
+        return
+    refuse_for_tasks(context)
     if resume is not None:
         o.refuse_beside_resume(context, "workers", "title")
         _execute(Comparison.resume(resume), workers, title, json)
         return
-    recipe = recipe_of(o.require_task(task))
+    recipe = recipe_of(known_task(task))
     config = CompareConfig(
         base=training(recipe, schedule="constant", learns=True, **run.given()),
         entrants=tuple(Entrant.parse(part.strip()) for part in schedules.split(",") if part.strip()),
-        seeds=seeds,
+        seeds=3 if seeds is None else seeds,
         lrs=(recipe.learning_rate,) if lrs is None else _rates(lrs),
     )
     _execute(Comparison(config, o.new_folder(out, f"{recipe.name}-compare")), workers, title, json)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from metastep.bench.compare import ComparisonProgress
+    from metastep.bench.counting import ComparisonProgress
     from metastep.bench.run import Progress as RunProgress
 
 _console = Console(stderr=True, highlight=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from metastep.bench.records_file import records_of
 from metastep.report import Cell, Experiment, Interval, Profile, Scores, Sensitivity
 
 if TYPE_CHECKING:
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
     from metastep.report.experiment import Key
 
-SCHEMA = 1
 #: The method that the time of a step is compared with.
 PLAIN = "sgd/constant"
 _RATIOS = tuple(np.geomspace(1, 4, 61).tolist())
+#: A loss of less is 0 in single precision, and no loss can be within a factor of that.
+_LEAST = 1e-7
 _CURVES = ("step", "loss", "lr")
 _ORIGIN = ("command", "git_revision", "versions", "machine")
 
 
 def records_in(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read every ``*.jsonl`` of a folder, or one file; give file:line and record.
+    """Read every ``*.jsonl`` of a folder but the curves of runs at work, or one file; give file:line and record.
 
     A last line that a killed run left unfinished is skipped with a warning.
 
@@ -35,34 +36,16 @@ def records_in(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: if there is none.
         ValueError: if a line is no record, or of a newer schema.
     """
-    files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
+    files = _files(place)
     if not files:
         raise FileNotFoundError(f"no records (*.jsonl) in {place}; give the folder of an experiment or a .jsonl file.")
     for file in files:
-        lines = file.read_bytes().split(b"\n")
-        for row, line in enumerate(lines, start=1):
-            where = f"{file.relative_to(place).as_posix() if file != place else file.name}:{row}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                if row == len(lines):
-                    warnings.warn(f"{where} is cut off and was skipped; that run has to be repeated.", stacklevel=2)
-                    continue
-                raise ValueError(f"{where} must be one JSON object, got {error}; remove or repeat that run.") from error
-            if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
-                raise ValueError(f"{where} must be a record with a schema, got something else.")
-            if record["schema"] > SCHEMA:
-                raise ValueError(
-                    f"{where}: schema must be at most {SCHEMA}, got {record['schema']}; use a newer metastep."
-                )
-            yield where, record
+        yield from records_of(file, file.relative_to(place).as_posix() if file != place else None)
 
 
 def is_experiment(place: Path) -> bool:
     """Tell whether the first record that can be read names its method, as those of an experiment do."""
-    for file in [place] if place.is_file() else sorted(place.rglob("*.jsonl")):
+    for file in _files(place):
         with file.open("rb") as lines:
             for line in lines:
                 try:
@@ -70,6 +53,12 @@ def is_experiment(place: Path) -> bool:
                 except (ValueError, TypeError):
                     break  # whoever reads the file as a whole says what is wrong with it
     return False
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    return [file for file in sorted(place.rglob("*.jsonl")) if file.name != "metrics.jsonl"]
 
 
 def load_experiment(place: Path, title: str | None = None) -> Experiment:
@@ -124,7 +113,7 @@ def _cell(record: Mapping[str, Any], where: str) -> Cell:
 
 
 def _loss(cell: Cell) -> float:
-    return cell.loss if cell.status == "finished" and cell.loss is not None else math.inf
+    return max(cell.loss, _LEAST) if cell.status == "finished" and cell.loss is not None else math.inf
 
 
 def _scores(cells: Sequence[Cell], off: Mapping[tuple[Key, float], Sequence[float]]) -> Scores:

@@ -12,10 +12,14 @@ from metastep.cli.display import say, show
 
 
 def listing(
-    kind: Annotated[str | None, typer.Argument(help="Only tasks, schedules or optimizers.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Only tasks, schedules, optimizers, methods or experiments.")
+    ] = None,
     json: o.Json = False,
 ) -> None:
-    """List the tasks, the schedules (those that ship with the package included) and the optimizers."""
+    """List the tasks, schedules (those that ship with the package included), optimizers, methods and experiments."""
+    from metastep.bench.experiments.table import EXPERIMENTS
+    from metastep.bench.methods import METHODS
     from metastep.bench.names import unknown_name
     from metastep.bench.optimizers import OPTIMIZERS
     from metastep.bench.schedules import SCHEDULES
@@ -29,6 +33,8 @@ def listing(
             name: optimizer.place + (f" (extra {optimizer.extra})" if optimizer.extra else "")
             for name, optimizer in OPTIMIZERS.items()
         },
+        "methods": {name: f"{m.summary}; tunes {m.tunes()}" for name, m in METHODS.items()},
+        "experiments": {name: experiment.summary for name, experiment in EXPERIMENTS.items()},
     }
     if kind is not None:
         if kind not in tables:

@@ -6,7 +6,7 @@ import datetime
 import inspect
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -64,24 +64,47 @@ class RunOptions:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the fields of RunOptions as options of its own; it gets them as its argument ``run``."""
-    hints = get_type_hints(RunOptions, include_extras=True)
-    shared = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(RunOptions).parameters.items()
+def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of dataclasses as options of its own; it gets them as arguments of these names."""
+
+    def adopt(command: Callable[..., None]) -> Callable[..., None]:
+        shared = {name: _options_of(group) for name, group in groups.items()}
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in groups]
+        every = [*own, *(option for options in shared.values() for option in options)]
+        every = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in every]
+
+        def with_options(**given: Any) -> None:
+            made = {
+                name: group(**{option.name: given.pop(option.name) for option in shared[name]})
+                for name, group in groups.items()
+            }
+            command(**given, **made)
+
+        with_options.__doc__ = command.__doc__
+        with_options.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+        return with_options
+
+    return adopt
+
+
+def _options_of(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        parameter.replace(annotation=hints[name]) for name, parameter in inspect.signature(group).parameters.items()
     ]
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "run"]
-    both = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
 
-    def with_options(**given: Any) -> None:
-        run = RunOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
-        command(**given, run=run)
 
-    with_options.__doc__ = command.__doc__
-    with_options.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in both}
-    return with_options
+takes_run_options = takes(run=RunOptions)
+
+
+def typed(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Those of the options that were typed, as they are typed."""
+    return [
+        name.replace("_", "-")
+        for name in names
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
 
 
 class Stopped(Exception):
@@ -103,15 +126,11 @@ def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:
     Raises:
         ValueError: if options other than the allowed ones were typed.
     """
-    given = [
-        name
-        for name in context.params
-        if name not in ("resume", "json", *allowed)
-        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
+    given = typed(context, (name for name in context.params if name not in ("resume", "json", *allowed)))
     if given:
-        names = ", ".join(name.replace("_", "-") for name in given)
-        raise ValueError(f"resume must be given without {names}; the folder holds the settings of what goes on.")
+        raise ValueError(
+            f"resume must be given without {', '.join(given)}; the folder holds the settings of what goes on."
+        )
 
 
 def require_task(task: str | None) -> str:
@@ -143,7 +162,13 @@ def new_folder(out: Path | None, what: str) -> Path:
         name = f"{stamp}-{what.replace('/', '-')}"
         taken = sum(1 for _ in Path("runs").glob(f"{name}*"))
         return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
-    for file, kind in (("run.json", "a run"), ("compare.json", "a comparison"), ("tasks.json", "a run of tasks")):
+    kinds = {
+        "run.json": "a run",
+        "compare.json": "a comparison",
+        "tasks.json": "a run of tasks",
+        "experiment.json": "an experiment",
+    }
+    for file, kind in kinds.items():
         if (out / file).exists():
             raise ValueError(f"out must be a new folder, {out} holds {kind}; go on with it by --resume {out}.")
     return out

@@ -1,0 +1,1 @@
+"""The experiments that can be named: one table, a file a family."""

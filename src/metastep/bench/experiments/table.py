@@ -1,0 +1,23 @@
+"""Every experiment that can be named."""
+
+from metastep.bench.experiments.experiment import Experiment
+from metastep.bench.experiments.field import FIELD
+from metastep.bench.names import unknown_name
+
+#: By name. A new experiment is an entry in the file of its family.
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (*FIELD,)}
+
+
+def experiment_named(name: str) -> Experiment:
+    """Return an experiment.
+
+    Raises:
+        ValueError: for an unknown name; it says the nearest.
+
+    Example:
+        >>> experiment_named("field/small").small.budgets
+        (1, 8)
+    """
+    if name not in EXPERIMENTS:
+        raise unknown_name("experiment", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
