@@ -158,6 +158,11 @@ def evaluated(name: str, closure: Callable[[], Any] | None, what: str) -> Any:
     return loss
 
 
+def recomputed(closure: Callable[[], Any] | None) -> Any:
+    """What the closure of a plain step returns, which computes loss and gradients itself; None without one."""
+    return None if closure is None else torch.enable_grad()(closure)()
+
+
 def host_number(loss: Any) -> float:
     """A loss as a number, the mean over ranks where there are several; this waits for its device."""
     number = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)

@@ -11,7 +11,7 @@ from torch import Tensor
 from metastep.core.inner import inner_product
 from metastep.core.student import t_quantile
 from metastep.optim.options import Group, choice, number
-from metastep.optim.paced import APPLIED, REJECTED, PacedOptimizer, count, positive
+from metastep.optim.paced import APPLIED, REJECTED, PacedOptimizer, count, positive, recomputed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,10 +120,7 @@ class SASA(PacedOptimizer):
         Returns:
             What the closure returned, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = recomputed(closure)
         works = self.with_gradients()
         if not works:
             return loss

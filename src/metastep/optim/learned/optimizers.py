@@ -12,7 +12,7 @@ from torch import Tensor
 from metastep.core.inner import inner_product
 from metastep.optim.learned.files import shipped_network
 from metastep.optim.learned.networks import L2LNetwork, RNNPropNetwork, UpdateNetwork
-from metastep.optim.paced import APPLIED, PacedOptimizer
+from metastep.optim.paced import APPLIED, PacedOptimizer, recomputed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,10 +57,7 @@ class LearnedOptimizer(PacedOptimizer):
         Returns:
             What the closure returned, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = recomputed(closure)
         works = self.with_gradients()
         if not works:
             return loss
