@@ -60,11 +60,6 @@ class GroupRates:
         """The rate of each group: ``rate``, or its part in a vector of them, times the group's ratio."""
         self.adopt_new_groups()
         if isinstance(rate, Tensor) and rate.ndim:
-            if len(rate) != len(self._ratios):
-                raise ValueError(
-                    f"optimizer must keep the {len(rate)} parameter groups for which there are rates, it has "
-                    f"{len(self._ratios)}; detach the LearnedLR and make a new one after adding a group."
-                )
             return [one * ratio for one, ratio in zip(rate.unbind(), self._ratios, strict=True)]
         return [rate * ratio for ratio in self._ratios]
 

@@ -49,10 +49,16 @@ class Signals:
 
         Raises:
             NotLinearInRate: in the first steps, of an optimizer that does not move in proportion to its rate.
+            ValueError: if there is a rate for each parameter and parameters have joined.
         """
         if self._questions:
             self._questions = 0 if check_linear_in_rate(self.optimizer) else self._questions - 1
         network, layers = self.watch.measure()
+        if layers is not None and len(layers) != self.layers:
+            raise ValueError(
+                f"optimizer must keep the {self.layers} parameters for which there are rates, it has {len(layers)}; "
+                "detach the LearnedLR and make a new one after adding a group."
+            )
         if loss is not None:
             if isinstance(loss, Tensor) or isinstance(broken, Tensor):
                 mean = torch.as_tensor(loss, device=device)

@@ -126,7 +126,7 @@ class SignalSchedule(Schedule):
         count = len(self.feature_names)
         parts = []
         for name, shape in weight_shapes(count, self.hidden, self.recurrent).items():
-            spread = {"input": 1 / math.sqrt(count), "recurrent": 1 / math.sqrt(self.hidden), "output": 0.01}
+            spread = {"input": 1 / math.sqrt(count), "recurrent": 1 / math.sqrt(self.hidden), "output": 0.001}
             parts.append(torch.randn(shape).flatten() * spread.get(name, 0.0))
         return torch.cat(parts)
 
