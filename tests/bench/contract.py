@@ -37,7 +37,7 @@ def _kind(method: Method) -> tuple[Any, ...]:
     if "/" not in method.name:
         return (method.name,)
     first, _, rest = method.name.partition("/")
-    return ("hyper", rest) if first.startswith("hyper-") else ("schedule", rest)
+    return ("hyper", rest) if first.startswith("hyper-") else ("schedule", rest, method.scale)
 
 
 def _first_of_each_kind() -> list[str]:

@@ -14,6 +14,7 @@ from metastep.bench.optimizers import OPTIMIZERS, make_optimizer
 from metastep.bench.schedules import SCHEDULES
 from metastep.core.levels import LEVELS
 from metastep.core.rates import RULES
+from metastep.schedules import MLRSNet, load_schedule
 from metastep.tasks import load_task
 
 every = pytest.mark.parametrize("name", METHODS)
@@ -117,6 +118,22 @@ def test_a_method_that_learns_has_a_meta_update_now_and_then_or_as_the_base_says
         every=7, meta_lr=0.002
     )
     assert METHODS["sgd/cosine"].configure(base_config(meta=MetaConfig(every=7))).meta is None
+
+
+def test_a_run_from_before_scales_could_be_given_has_a_measured_one():
+    text = base_config().to_json()
+    assert '"scale": "measured"' in text
+    assert RunConfig.from_json(text.replace('"scale": "measured",', "")) == base_config()
+    with pytest.raises(ValueError, match="scale must be measured or lr, got 'fixed'"):
+        base_config(scale="fixed")
+
+
+def test_over_adam_a_learned_schedule_is_scaled_by_the_tuned_rate(tmp_path):
+    config = METHODS["adam/mlr-snet"].configure(base_config(), {"lr": 0.004})
+    made = run(config, tmp_path)
+    assert made.trainer.lr.scale == 0.004
+    assert 0 < made.trainer.lr.get_last_lr()[0] < 0.004
+    assert load_schedule(tmp_path / "schedule.safetensors").config() == MLRSNet().config()
 
 
 # ---- what is not there

@@ -45,6 +45,19 @@ def test_the_hidden_weights_are_neither_embeddings_nor_outputs_nor_vectors(net):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(net.parameters()))
 
 
+def test_outputs_that_share_their_weights_with_an_embedding_leave_the_hidden_layers_alone(net):
+    net.out = nn.Linear(16, 7)
+    net.out.weight = net.embedding.weight
+    optimizer = MuonAdamW(net.parameters(), model=net)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(net.conv.weight), id(net.hidden.weight)]
+
+
+def test_without_a_model_the_last_weights_are_the_outputs(net):
+    optimizer = MuonAdamW(net.parameters())
+    assert len(optimizer.param_groups[0]["params"]) == 3
+    assert all(p is not net.out.weight for p in optimizer.param_groups[0]["params"])
+
+
 def test_each_part_takes_the_steps_of_torchs_optimizer_for_it(net):
     twin = copy.deepcopy(net)
     options = {"lr": 0.02, "weight_decay": 0.1}

@@ -81,8 +81,16 @@ class MuonAdamW(Optimizer):
 
 
 def hidden_weights(parameters: list[nn.Parameter], model: nn.Module | None) -> list[nn.Parameter]:
-    """The weights of two dimensions and more, but for embeddings and the last of them, which gives the outputs."""
+    """The weights of two dimensions and more, but for embeddings and those of the last layer, which gives the outputs.
+
+    Args:
+        parameters: of the model, in its order.
+        model: tells what is an embedding, and which layer is the last if that shares its weights with one; None: the
+            last of the weights are the last layer's.
+    """
+    weights = [p for p in parameters if p.requires_grad and p.ndim >= 2]
     modules = [] if model is None else list(model.modules())
-    embedded = {id(m.weight) for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    weights: list[nn.Parameter] = [p for p in parameters if p.requires_grad and p.ndim >= 2]
-    return [p for p in weights[:-1] if id(p) not in embedded]
+    apart = {id(m.weight) for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    own = [[p for p in module.parameters(recurse=False) if p.ndim >= 2] for module in modules]
+    apart |= {id(p) for p in next((last for last in reversed(own) if last), weights[-1:])}
+    return [p for p in weights if id(p) not in apart]
