@@ -31,6 +31,8 @@ class Blind(torch.optim.Optimizer):
         lambda: ms.MLRSNet(4, num_layers=2, scale=ms.ScaleRule(text=True)),
         lambda: ms.Cosine(9),
         lambda: ms.FixedOutput(0.3),
+        lambda: ms.SignalSchedule(total_steps=9),
+        lambda: ms.SignalSchedule(recurrent=True, scope="layer"),
     ],
 )
 @pytest.mark.parametrize("warmup_steps", [0, 2])
@@ -54,6 +56,25 @@ def test_observing_and_stepping_read_nothing_back(
     assert lr.steps == 3
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # the witness can speak
         float(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("scope", ["network", "layer"])
+def test_watching_the_optimizer_reads_nothing_back(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GroupRates, "_initial_rate", lambda *_: 0.1)
+    monkeypatch.setattr("metastep.schedules.reading.check_linear_in_rate", lambda _: True)  # asked once, in one step
+    parameters = [nn.Parameter(torch.empty(3, device="meta", dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = Blind([{"params": parameters, "lr": torch.empty((), device="meta")}], {})
+    lr = ms.LearnedLR(optimizer, ms.SignalSchedule(scope=scope, total_steps=9))
+    for observes in (True, False, True):
+        if observes:
+            lr.observe(torch.empty((), device="meta"))
+        optimizer.step()
+    assert lr.steps == 3
+    assert lr.state.device.type == "meta"
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        _ = lr.brakes
 
 
 class OnDevice:

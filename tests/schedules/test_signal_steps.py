@@ -37,10 +37,10 @@ def test_it_learns_from_a_rate_far_too_low_with_any_base(optimizer: str, options
 def test_the_raw_numbers_are_those_of_the_present_gradient_and_the_last_displacement() -> None:
     run = Sines("adamw", torch.float64)
     watch, each = Watch(run.optimizer, layers=False), Watch(run.optimizer, layers=True)
-    for step in range(4):
-        parameters = list(run.net.parameters())
-        before = [p.detach().clone() for p in parameters] if step == 0 else now
-        now = [p.detach().clone() for p in parameters]
+    parameters = list(run.net.parameters())
+    now = [p.detach().clone() for p in parameters]
+    for _ in range(4):
+        before, now = now, [p.detach().clone() for p in parameters]
         run.backward()
         moved = [a - b for a, b in zip(before, now, strict=True)]
         gradients = [p.grad for p in parameters]
@@ -192,7 +192,7 @@ def test_a_group_that_joins_is_measured_with_one_rate_and_refused_with_one_for_e
         late.grad = torch.ones(2)
         run.optimizer.add_param_group({"params": [late], "lr": 1e-3})
         if options:
-            with pytest.raises(ValueError, match="must keep the 4 parameters .* it has 5"):
+            with pytest.raises(ValueError, match=r"must keep the 4 parameters .* it has 5"):
                 train(run, lr, 1)
         else:
             assert train(run, lr, 3)[-1] > 0
@@ -236,11 +236,12 @@ def test_extending_a_closed_form_stretches_it_and_one_without_a_horizon_does_not
 @pytest.mark.parametrize(("trained_for", "optimizer"), [("sgd", "sgd-momentum"), ("adamw", "sgd"), ("sgd", "adamw")])
 def test_another_base_than_the_one_trained_for_is_named_once(trained_for: str, optimizer: str) -> None:
     run = Sines(optimizer)
-    with pytest.warns(UserWarning, match=f"trained for {trained_for}, the optimizer is {optimizer}:") as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         lr = ms.LearnedLR(run.optimizer, schedule(trained_for=trained_for), total_steps=9)
         train(run, lr, 9)
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
+    assert [warning.filename for warning in caught] == [__file__]
+    assert f"trained for {trained_for}, the optimizer is {optimizer}:" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
