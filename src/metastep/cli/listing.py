@@ -45,6 +45,7 @@ def listing(
         return
     for title, entries in tables.items():
         table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        table.add_column(no_wrap=True)
         for name, summary in entries.items():
             table.add_row(f"  [bold]{name}[/bold]", summary)
         show(table)
