@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -29,8 +30,17 @@ class _Settings(yaml.SafeLoader):
 _Settings.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
 
 
+def settings(root: Path = ROOT) -> dict[str, Any]:
+    """What mkdocs.yml says."""
+    found: dict[str, Any] = yaml.load((root / "mkdocs.yml").read_text("utf-8"), Loader=_Settings)
+    return found
+
+
 def navigation(root: Path = ROOT) -> list[str]:
-    """The pages that the navigation names, in order."""
+    """The pages that the navigation names, in order; without those that are awaited."""
+    awaited = {
+        page for page in settings(root).get("extra", {}).get("awaited", []) if not (root / "docs" / page).is_file()
+    }
 
     def walk(part: object) -> list[str]:
         if isinstance(part, str):
@@ -38,7 +48,15 @@ def navigation(root: Path = ROOT) -> list[str]:
         values = part.values() if isinstance(part, dict) else part
         return [page for value in values for page in walk(value)]  # type: ignore[attr-defined]
 
-    return walk(yaml.load((root / "mkdocs.yml").read_text("utf-8"), Loader=_Settings)["nav"])
+    return [page for page in walk(settings(root)["nav"]) if page not in awaited]
+
+
+def _configure(out: Path, root: Path, named: set[str]) -> None:
+    """Write the settings for zensical: a line of the navigation whose page is awaited is left out."""
+    entry = re.compile(r"^ +- (?:.*: )?([\w/-]+\.md)$")
+    lines = (root / "mkdocs.yml").read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if (found := entry.match(line)) is None or found[1] in named]
+    (out / "mkdocs.yml").write_text("".join(kept), "utf-8")
 
 
 def build(out: Path, *, run_notebooks: bool = True, root: Path = ROOT) -> Path:
@@ -69,8 +87,9 @@ def build(out: Path, *, run_notebooks: bool = True, root: Path = ROOT) -> Path:
     own = {path.relative_to(stage.out).as_posix() for path in stage.out.rglob("*.md")}
     own = {page for page in own if not page.startswith("repository/")}
     if named != own:
-        raise SiteError(f"mkdocs.yml names pages that are not there: {named - own}; leaves out: {own - named}.")
-    shutil.copyfile(root / "mkdocs.yml", out / "mkdocs.yml")
+        lacking, forgotten = sorted(named - own), sorted(own - named)
+        raise SiteError(f"mkdocs.yml names pages that are not there: {lacking}; leaves out: {forgotten}.")
+    _configure(out, root, named)
     shutil.rmtree(out / "site", ignore_errors=True)
     shutil.rmtree(out / ".cache", ignore_errors=True)
     command = [
@@ -86,7 +105,9 @@ def build(out: Path, *, run_notebooks: bool = True, root: Path = ROOT) -> Path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SiteError(f"zensical:\n{done.stdout}{done.stderr}")
+        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)  # without its colours
+        unframed = [line for line in said.splitlines() if not re.match(r"Traceback|\s+File |    |  [│^~]", line)]
+        raise SiteError("\n".join(["zensical:", *unframed]))
     site = out / "site"
     forget_hosts(site)
     if wrong := problems(site):

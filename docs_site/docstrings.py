@@ -7,7 +7,10 @@ from typing import Any
 
 import griffe
 
-_PAGES = {"optimizers": "../optimizers.md", "distributed": "../distributed.md"}
+from docs_site.stage import public_names
+
+#: What the reference has an entry for; anything else that a docstring names is code.
+_PUBLIC = frozenset(public_names("metastep"))
 
 
 def _display(found: re.Match[str]) -> str:
@@ -19,13 +22,15 @@ def _display(found: re.Match[str]) -> str:
 def _reference(found: re.Match[str]) -> str:
     target = found[2].removeprefix("~")
     shown = target.rpartition(".")[2] if found[2].startswith("~") else target
-    return f"[`{shown}`][{target}]" if target.startswith("metastep.") else f"`{shown}`"
+    package, _, rest = target.partition(".")
+    documented = package == "metastep" and rest.partition(".")[0] in _PUBLIC
+    return f"[`{shown}`][{target}]" if documented else f"`{shown}`"
 
 
 def to_markdown(text: str) -> str:
     r"""Rewrite a docstring.
 
-    >>> to_markdown(r"The scale :math:`\\gamma` of :class:`metastep.MLRSNet`, see ``docs/optimizers.md``.")
+    >>> to_markdown(r"The scale :math:`\gamma` of :class:`metastep.MLRSNet`, see ``docs/optimizers.md``.")
     'The scale $\\gamma$ of [`metastep.MLRSNet`][metastep.MLRSNet], see [optimizers](../optimizers.md).'
     """
     text = re.sub(r"^( *)\.\. math:: *\n? *(.*?)(?=\n *\n|\Z)", _display, text, flags=re.DOTALL | re.MULTILINE)

@@ -28,12 +28,13 @@ _COMMANDS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outl
 _SPELLINGS = [
     (r"\\t?frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])", r"\\frac{\1}{\2}"),
     (r"\\tfrac\b", r"\\frac"),
-    (r"\\sqrt\s*(\\[A-Za-z]+)", r"\\sqrt{\1}"),
+    (r"\\(sqrt|mathrm|mathbf|mathcal|mathbb|hat|tilde|bar)\s*(\\[A-Za-z]+|(?<=\s)[A-Za-z0-9])", r"\\\1{\2}"),
     (r"\\(le|ge|ne)(?![A-Za-z])", r"\\\1q"),
     (r"\\[lr]Vert\b", r"\\Vert"),
     (r"\\[lr]vert\b", "|"),
     (r"\\[bB]ig{1,2}[lrm]?(?![A-Za-z])", ""),
     (r"(?<!\\)&", ""),  # alignment
+    ("'", "′"),  # which stands high enough already
     (r"\s+", " "),
 ]
 
@@ -61,7 +62,7 @@ def svg(source: str, *, display: bool = False) -> str:
     Raises:
         ValueError: if it cannot be read; the message shows where.
 
-    >>> svg(r"\\alpha")[:26]
+    >>> svg(r"\alpha")[:26]
     '<svg class="equation" role'
     """
     readable = source.strip()
@@ -69,10 +70,15 @@ def svg(source: str, *, display: bool = False) -> str:
         readable = re.sub(latex, ours, readable)
     if display:
         readable = readable.replace(r"\frac", r"\dfrac")
+    math = f"${readable}$"
     with mpl.rc_context({"mathtext.fontset": "stix"}):
-        font = FontProperties(family="STIXGeneral")
-        width, _, depth, *_ = MathTextParser("path").parse(f"${readable}$", dpi=72, prop=FontProperties(size=SIZE))
-        outline = TextPath((0, 0), f"${readable}$", size=SIZE, prop=font)
+        try:
+            width, _, depth, *_ = MathTextParser("path").parse(math, dpi=72, prop=FontProperties(size=SIZE))
+            outline = TextPath((0, 0), math, size=SIZE, prop=FontProperties(family="STIXGeneral"))
+        except ValueError as error:
+            raise ValueError(
+                f"equation cannot be read, got {source!r}; write it in matplotlib's LaTeX: {error}"
+            ) from None
     box = outline.get_extents()
     left, right = min(box.x0, 0.0), max(box.x1, float(width))
     top, bottom = box.y1 + 2, min(box.y0 - 2, 0.0 if depth <= 1 else -float(depth))

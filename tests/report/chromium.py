@@ -25,8 +25,8 @@ MARKS = [
 
 
 @contextmanager
-def showing(page: Path, folder: Path) -> Iterator[Any]:
-    """Show a page; what the browser keeps lies in the folder."""
+def showing(page: Path | str, folder: Path) -> Iterator[Any]:
+    """Show a file, or an address; what the browser keeps lies in the folder."""
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -36,7 +36,7 @@ def showing(page: Path, folder: Path) -> Iterator[Any]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         driver.set_script_timeout(30)
-        driver.get(page.as_uri())
+        driver.get(page if isinstance(page, str) else page.as_uri())
         yield driver
     finally:
         driver.quit()
