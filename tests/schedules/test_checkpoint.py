@@ -36,6 +36,7 @@ SCHEDULES = {
     "WarmRestarts": lambda: ms.WarmRestarts(3),
     "OneCycle": lambda: ms.OneCycle(9),
     "WarmupStableDecay": lambda: ms.WarmupStableDecay(9),
+    "ReduceOnPlateau": lambda: ms.ReduceOnPlateau(every=2, patience=0, factor=0.5),
 }
 
 
