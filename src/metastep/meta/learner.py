@@ -165,11 +165,14 @@ class MetaLearner:
     def _step_and_learn(self, scaler: GradScaler | None) -> None:
         self._make_sure_of_linearity()
         loss = self.lr.close_window()
-        if loss is None:  # no finite loss was ever observed: nothing to query or to learn from
-            with self.lr.held(self.lr.groups.reference):
+        rate, state = (self.lr.groups.reference, None) if loss is None else self.lr.ask(loss)
+        if loss is None or self.lr.schedule.skips(state):  # no finite loss was ever observed, or the schedule brakes
+            with self.lr.held(rate):
                 self._optimizer_step(scaler)
+            if loss is not None:
+                self.lr.tick(rate, state)
+                self.skipped_updates += 1
             return
-        rate, state = self.lr.ask(loss)
         parameters = self._parameters()
         displacement = copy_parameters(parameters)
         with self.lr.held(rate):
@@ -304,13 +307,9 @@ class MetaLearner:
         Raises:
             ValueError: if a key is missing (named) or the schema is unknown.
         """
-        missing = {"schema", "calls", "last_meta_loss", "meta_updates", "skipped_updates", "meta_optimizer"} - set(
-            state_dict
-        )
-        if missing:
-            raise ValueError(
-                f"state_dict lacks {', '.join(sorted(missing))}; it is no MetaLearner state, or an older one."
-            )
+        keys = {"schema", "calls", "last_meta_loss", "meta_updates", "skipped_updates", "meta_optimizer"}
+        if missing := ", ".join(sorted(keys - state_dict.keys())):
+            raise ValueError(f"state_dict lacks {missing}; it is no MetaLearner state, or an older one.")
         if state_dict["schema"] != 1:
             raise ValueError(f"state_dict has schema {state_dict['schema']!r}, this version reads 1.")
         self._calls = state_dict["calls"]
