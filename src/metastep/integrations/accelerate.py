@@ -1,11 +1,13 @@
 """LearnedLR in a loop under Accelerate."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
+from torch import Tensor
 from torch.optim import Optimizer
 
+from metastep.core.collectives import rank_count
 from metastep.integrations.options import LearnedLROptions
-from metastep.integrations.scheduler import refuse_other_scheduler
+from metastep.integrations.scheduler import refuse_other_scheduler, warn_of_other_processes
 from metastep.schedules import LearnedLR, Schedule
 
 try:
@@ -66,6 +68,25 @@ class AcceleratedLR(LearnedLR):
         self.accelerator = accelerator
         super().__init__(optimizer, schedule, **options)
         accelerator.register_for_checkpointing(self)
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Take note of this (micro-)batch's loss.
+
+        Raises:
+            ValueError: at the first step, if a torch scheduler was attached to the optimizer in the meantime.
+        """
+        if self.steps == 0:
+            refuse_other_scheduler(self.optimizer)
+        super().observe(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the LearnedLR, and how many processes there are."""
+        return {**super().state_dict(), "processes": rank_count()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; of a run on another number of processes with a warning."""
+        warn_of_other_processes(state_dict)
+        super().load_state_dict(state_dict)
 
     def step(self) -> None:
         """Nothing: the rate was written when the optimizer stepped."""

@@ -26,12 +26,14 @@ class LearningStep:
         scaler: the trainer's GradScaler, if it has one; the validation pass is then scaled, too.
 
     Raises:
-        ValueError: if the learner's horizon is not 1.
+        ValueError: if the learner's horizon is not 1, or its optimizer learns in its steps already.
     """
 
     def __init__(self, learner: MetaLearner) -> None:
         if learner.horizon != 1:
             raise ValueError(f"learner must have horizon 1 inside a trainer, got {learner.horizon}; write the loop.")
+        if isinstance(getattr(getattr(learner.lr.optimizer.step, "__func__", None), "__self__", None), LearningStep):
+            raise ValueError("learner has an AsScheduler already; use that one, or call its release() first.")
         self.learner = learner
         self.scaler: GradScaler | None = None
         self._inside = False

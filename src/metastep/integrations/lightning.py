@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from metastep.integrations.options import LearnedLROptions
-from metastep.integrations.scheduler import AsScheduler
+from metastep.integrations.scheduler import AsScheduler, refuse_other_scheduler
 from metastep.meta import MetaLearner
 from metastep.schedules import LearnedLR, Schedule
 
@@ -150,10 +150,17 @@ class LearnedLRCallback(Callback):
         """Observe the window's losses."""
         if self.scheduler is None or optimizer is not self.lr.optimizer:
             return
+        if self.lr.steps == 0:
+            refuse_other_scheduler(self.lr.optimizer)  # which another callback may have attached since
         if self.scheduler.learning_step is not None:
             self.scheduler.learning_step.scaler = getattr(trainer.precision_plugin, "scaler", None)
         if not self._waiting and self.capture:
             self.observe(float("nan"))  # training_step returned None
+        if not self._waiting and self.lr.schedule.needs_loss:
+            raise RuntimeError(
+                f"{type(self).__name__} came to a step without an observed loss; with capture=False call its "
+                "observe(loss) in training_step, before optimizer.step()."
+            )
         losses, self._waiting = self._waiting, []
         for loss in losses:
             self.lr.observe(loss)

@@ -1,9 +1,11 @@
 """A LearnedLR in the shape that trainers want of a scheduler."""
 
+import warnings
 from typing import Any
 
 from torch.optim import Optimizer
 
+from metastep.core.collectives import rank_count
 from metastep.integrations.learning_step import LearningStep
 from metastep.meta import MetaLearner
 from metastep.schedules import LearnedLR
@@ -27,7 +29,7 @@ class AsScheduler:
 
     Raises:
         TypeError: for anything else.
-        ValueError: if a torch scheduler is attached to the optimizer.
+        ValueError: if a torch scheduler is attached to the optimizer, or another AsScheduler has the MetaLearner.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
@@ -64,10 +66,11 @@ class AsScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the LearnedLR and of the MetaLearner: numbers, strings and tensors."""
-        return {"lr": self.lr.state_dict(), "learner": None if self.learner is None else self.learner.state_dict()}
+        learner = None if self.learner is None else self.learner.state_dict()
+        return {"lr": self.lr.state_dict(), "learner": learner, "processes": rank_count()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
+        """Continue from :meth:`state_dict`; of a run on another number of processes with a warning.
 
         Raises:
             ValueError: if it is the state of another scheduler; the learner's state is optional.
@@ -77,9 +80,21 @@ class AsScheduler:
                 f"state_dict must have lr and learner, got {', '.join(sorted(map(str, state_dict))) or 'nothing'}; "
                 "the checkpoint is of a run with another scheduler, start this one anew."
             )
+        warn_of_other_processes(state_dict)
         self.lr.load_state_dict(state_dict["lr"])
         if self.learner is not None and state_dict["learner"] is not None:
             self.learner.load_state_dict(state_dict["learner"])
+
+
+def warn_of_other_processes(state_dict: dict[str, Any]) -> None:
+    """Warn if a state was saved by another number of processes; the rate can go on, the batches are others."""
+    before, now = state_dict.get("processes", rank_count()), rank_count()
+    if before != now:
+        warnings.warn(
+            f"the state was saved by a run on {before} process{'es' * (before != 1)}, this one has {now}: the schedule "
+            "goes on where it was; keep processes x batch size x accumulation as it was, so that a step is the same.",
+            stacklevel=3,
+        )
 
 
 def refuse_other_scheduler(optimizer: Optimizer) -> None:

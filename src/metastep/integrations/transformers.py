@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.integrations.scheduler import AsScheduler
+from metastep.integrations.scheduler import AsScheduler, refuse_other_scheduler
 from metastep.meta import MetaLearner
 from metastep.schedules import LearnedLR
 
 try:
-    from accelerate.optimizer import AcceleratedOptimizer
     from transformers import Trainer
+
+    from metastep.integrations.accelerate import unwrapped
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         'metastep.integrations.transformers needs Transformers and Accelerate: pip install "metastep[transformers]".',
@@ -40,7 +41,8 @@ class LearnedLRTrainer(Trainer):
         kwargs: keyword arguments of ``transformers.Trainer``.
 
     Raises:
-        ValueError: if neither or both of ``learned_lr`` and a scheduler are given, or the scheduler is no AsScheduler.
+        ValueError: if neither or both of ``learned_lr`` and a scheduler are given, or the scheduler is no AsScheduler
+            or that of another optimizer.
 
     Example:
         >>> from metastep.integrations.transformers import LearnedLRTrainer
@@ -67,9 +69,10 @@ class LearnedLRTrainer(Trainer):
             )
         if self.lr_scheduler is not None and learned_lr is not None:
             raise ValueError("learned_lr must be left out when optimizers has a scheduler, got both.")
-        if self.lr_scheduler is not None:
-            self._check(self.lr_scheduler)
         self._make_lr = learned_lr
+        self._made: AsScheduler | None = None
+        if self.lr_scheduler is not None:
+            self._check_optimizer(self._check(self.lr_scheduler), self.optimizer)
         self._shares: list[Tensor] = []  # 0-d; they add up to the mean loss of the open window
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
@@ -81,11 +84,15 @@ class LearnedLRTrainer(Trainer):
         """
         self._shares = []  # training begins, perhaps again after an error in the middle of a window
         if self.lr_scheduler is None and self._make_lr is not None:
-            chosen: Any = self.optimizer if optimizer is None else optimizer
-            while isinstance(chosen, AcceleratedOptimizer):
-                chosen = chosen.optimizer
-            scheduler = AsScheduler(self._make_lr(chosen, num_training_steps))
+            given: Any = self.optimizer if optimizer is None else optimizer
+            chosen = unwrapped(given)
+            if self._made is not None and self._made.optimizer is chosen:  # train() once more, from the initial rates
+                self._made.release()
+                self._made.lr.groups.write(self._made.lr.groups.reference)
+            scheduler = self._made = AsScheduler(self._make_lr(chosen, num_training_steps))
+            self._check_optimizer(scheduler, chosen)
             self.lr_scheduler = scheduler  # type: ignore[assignment]
+            self._created_lr_scheduler = True  # the next train() makes another
         return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(
@@ -96,6 +103,8 @@ class LearnedLRTrainer(Trainer):
         self._shares.append(share.detach())  # of the window's mean: divided by its micro-batches, or its tokens
         if self.accelerator.sync_gradients:
             scheduler = self._check(self.lr_scheduler)
+            if scheduler.lr.steps == 0:
+                refuse_other_scheduler(scheduler.optimizer)  # which a callback may have attached since
             loss = torch.stack(self._shares).sum()
             self._shares = []
             scheduler.lr.observe(loss)
@@ -111,3 +120,12 @@ class LearnedLRTrainer(Trainer):
                 f"got the scheduler {type(scheduler).__name__}; `lr` has one owner."
             )
         return scheduler
+
+    @staticmethod
+    def _check_optimizer(scheduler: AsScheduler, optimizer: Any) -> None:
+        if scheduler.optimizer is not unwrapped(optimizer):
+            found = "no optimizer" if optimizer is None else "another"
+            raise ValueError(
+                f"optimizers must be (optimizer, AsScheduler(lr)) with the optimizer of that LearnedLR, got {found}; "
+                "for the Trainer's own optimizer give learned_lr=lambda optimizer, steps: LearnedLR(optimizer, ...)."
+            )
