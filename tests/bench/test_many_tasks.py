@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.bench.running import Child, differences, learning_config, without
@@ -18,6 +19,7 @@ from metastep.bench.many_tasks import ManyTasks
 from metastep.bench.run import Progress, Run
 from metastep.bench.task_folder import read_tasks
 from metastep.bench.task_processes import LocalWorkers
+from metastep.bench.task_ray import RayWorkers
 from metastep.meta.checkpoints import CheckpointFile
 from metastep.schedules import load_schedule
 from metastep.schedules.checkpoint import learned_on
@@ -90,31 +92,17 @@ def test_what_is_done_is_not_done_again(undisturbed: Path) -> None:
     assert lead(undisturbed, workers=no_workers).execute() == json.loads((undisturbed / "population.json").read_text())
 
 
-@pytest.mark.parametrize("at", [1, 5])
-def test_stopped_and_resumed_it_ends_as_if_it_were_not(undisturbed: Path, tmp_path: Path, at: int) -> None:
-    rounds: list[int] = []
-    stopped = lead(
-        tmp_path, should_stop=lambda: len(rounds) >= at, on_progress=lambda progress: rounds.append(progress.step)
-    )
-    assert stopped.execute() is None
-    assert rounds[-1] < 8
-    assert lead(tmp_path).execute() is not None
-    assert differences(what_came_out(tmp_path), what_came_out(undisturbed)) == []
-
-
 def test_killed_with_its_workers_and_resumed_it_ends_as_if_it_were_not(
     start: Callable[..., Child], tmp_path: Path
 ) -> None:
-    command = ("meta-train", "wine/mlp", "wine/mlp", *SHORT)
-    assert start(*command, "--out", "undisturbed").end() == 0
-    child = start(*command, "--out", "killed")
+    child = start("meta-train", "wine/mlp", "wine/mlp", *SHORT, "--out", "killed")
     while child.process.is_alive() and not (tmp_path / "killed" / "checkpoint.previous.pt").exists():
         time.sleep(0.002)
     child.signal(signal.SIGKILL)
     assert child.end() == -signal.SIGKILL, child.err
-    child = start("meta-train", "--resume", "killed", "--json")
-    assert child.end() == 0, child.err
-    assert json.loads(child.out)["rounds"] == 40
+    tasks = tuple(read_tasks(tmp_path / "killed"))
+    for folder in ("killed", "undisturbed"):
+        assert lead(tmp_path / folder, tasks).execute()["rounds"] == 40
     found, expected = (what_came_out(tmp_path / name) for name in ("killed", "undisturbed"))
     assert differences(found, expected) == []
 
@@ -135,7 +123,7 @@ class Mortal(LocalWorkers):
         return found
 
 
-@pytest.mark.parametrize("message", [1, 5, 7, 8])  # ready; about to learn; in a meta-step; its state is kept
+@pytest.mark.parametrize("message", [1, 7])  # ready; in a meta-step
 def test_a_killed_worker_costs_its_task_some_steps_and_the_others_nothing(tmp_path: Path, message: int) -> None:
     notes: list[str] = []
     workers = Mortal()
@@ -161,14 +149,28 @@ def test_a_task_that_loses_worker_after_worker_is_dropped_and_counted(tmp_path: 
     assert learned_on(tmp_path / "schedule.safetensors") == ("wine/mlp",)
 
 
+class Dead:
+    """Workers that are lost as soon as they are started."""
+
+    def start(self, number: int, assignment: object) -> None:
+        self.number = number
+
+    def receive(self, seconds: float) -> tuple[int, None]:
+        return self.number, None
+
+    def close(self) -> None:
+        pass
+
+
 def test_a_population_all_of_whose_workers_die_is_given_up(tmp_path: Path) -> None:
-    workers = Mortal()
-    workers.left = {0: [1, 1, 1]}
     with pytest.raises(ChildProcessError, match="workers died 3 times in every task"):
-        lead(tmp_path, TASKS[:1], workers=lambda: workers).execute()
+        lead(tmp_path, TASKS[:1], workers=Dead).execute()
+    assert not (tmp_path / "schedule.safetensors").exists()
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(undisturbed: Path, tmp_path: Path) -> None:
+def test_stopped_and_resumed_from_the_checkpoint_before_a_damaged_one_it_ends_as_if_it_were_not(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     rounds: list[Progress] = []
     assert lead(tmp_path, should_stop=lambda: len(rounds) >= 5, on_progress=rounds.append).execute() is None
     file = tmp_path / "checkpoint.pt"
@@ -198,3 +200,56 @@ def test_a_task_that_cannot_be_run_ends_all_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tasks must learn schedules of one shape, 01-wine-mlp wants another"):
         lead(tmp_path / "b", (TASKS[0], wider)).execute()
     assert not CheckpointFile(tmp_path / "b" / "checkpoint.pt").exists()
+
+
+# ---- on a Ray cluster
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """Ray, with a cluster of this machine alone."""
+    module = pytest.importorskip("ray", reason="Ray is not installed: the extra [ray]")
+    module.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False, address="local")
+    yield module
+    module.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # of ray's own
+def test_begun_by_actors_of_a_cluster_and_ended_by_processes_it_is_the_same(
+    ray: Any, undisturbed: Path, tmp_path: Path
+) -> None:
+    rounds: list[int] = []
+    begun = lead(
+        tmp_path,
+        workers=lambda: RayWorkers(len(TASKS)),
+        should_stop=lambda: len(rounds) >= 4,
+        on_progress=lambda progress: rounds.append(progress.step),
+    )
+    assert begun.execute() is None
+    assert lead(tmp_path).execute() is not None
+    assert differences(what_came_out(tmp_path), what_came_out(undisturbed)) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_actor_that_is_killed_is_replaced_by_another(ray: Any, tmp_path: Path) -> None:
+    class MortalActors(RayWorkers):
+        left = 5
+
+        def receive(self, seconds: float) -> Any:
+            found = super().receive(seconds)
+            if found is not None:
+                self.left -= 1
+                if self.left == 0:
+                    ray.kill(self.actors[0])
+            return found
+
+    notes: list[str] = []
+    result = lead(tmp_path, TASKS[1:], workers=lambda: MortalActors(1), on_note=notes.append).execute()
+    assert (result["tasks"][0]["lost_workers"], result["tasks"][0]["status"]) == (1, "cut short")
+    assert result["rounds"] == 8
+    assert notes == ["00-wine-mlp lost its worker; it begins again."]
+
+
+def test_gpus_that_a_cluster_lacks_are_refused(ray: Any) -> None:
+    with pytest.raises(ValueError, match="device must be one that the cluster has, got cuda"):
+        RayWorkers(2, cuda=True)

@@ -1,5 +1,27 @@
-"""The commands in processes of their own, as in tests/bench."""
+"""The commands in processes of their own, as in tests/bench, and what they leave when nothing happens to them."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 from tests.bench.conftest import _one_thread, start
+from tests.bench.running import Child
+from tests.faults.commands import COMMANDS
 
-__all__ = ["_one_thread", "start"]
+__all__ = ["_one_thread", "start", "undisturbed"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a command's run to which nothing happened; each is run once."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(command: str) -> Path:
+        if command not in folders:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            child = Child(folder, *COMMANDS[command], "--out", "out")
+            assert child.end() == 0, child.err
+            folders[command] = folder / "out"
+        return folders[command]
+
+    return folder_of

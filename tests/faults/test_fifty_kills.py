@@ -3,50 +3,23 @@
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.bench.running import Child, differences, outcome, timeless
+from tests.bench.running import Child, differences
+from tests.faults.commands import COMMANDS, EVERY, checkpoints, wait_for, weights_and_records
 
 from metastep.bench.curves import read_entries
 from metastep.meta.checkpoints import CheckpointFile
-from metastep.report import read_records
 
-KILLS = 18
-STEPS, EVERY = 400, 5
-SMALL = ("--steps", str(STEPS), "--batch-size", "8", "--train-size", "200", "--checkpoint-every", str(EVERY))
-QUIET = ("--log-every", "5", "--eval-every", "200", "--threads", "1")
-COMMANDS = {
-    "train": ("train", "digits/mlp", "--momentum", "0.9", *SMALL, *QUIET),
-    "meta-train": ("meta-train", "digits/mlp", "--every", "4", "--hidden-size", "4", *SMALL, *QUIET),
-    "compare": ("compare", "digits/mlp", "--schedules", "cosine,constant", "--seeds", "2", *SMALL, *QUIET),
-}
-
-
-@pytest.fixture(scope="module", params=COMMANDS)
-def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A command, and the folder "out" of its run to which nothing happened."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    child = Child(folder, *COMMANDS[request.param], "--out", "out")
-    assert child.end() == 0, child.err
-    return request.param, folder / "out"
-
-
-def checkpoints(out: Path) -> Iterator[Path]:
-    """Every run's checkpoint below a folder."""
-    return out.rglob("checkpoint.pt")
+KILLS = 18  # of each command
+assert KILLS * len(COMMANDS) >= 50
 
 
 def stamps(out: Path) -> dict[Path, int]:
     """When each checkpoint was written."""
     return {path: path.stat().st_mtime_ns for path in checkpoints(out)}
-
-
-def wait_for(child: Child, condition: Callable[[], bool]) -> None:
-    """Until something is so, or the child has ended."""
-    while child.process.is_alive() and not condition():
-        time.sleep(0.002)
 
 
 def lost(out: Path) -> list[int]:
@@ -59,18 +32,10 @@ def lost(out: Path) -> list[int]:
     return found
 
 
-def weights_and_records(command: str, out: Path) -> list[object]:
-    """All that a command leaves, but clocks."""
-    if command != "compare":
-        return [outcome(out)]
-    runs = [outcome(path.parent) for path in sorted(checkpoints(out))]
-    return [*runs, *(timeless(record) for record in read_records(out / "records.jsonl"))]
-
-
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_killed_again_and_again_ends_like_one_that_was_not(
-    undisturbed: tuple[str, Path], start: Callable[..., Child], tmp_path: Path
+    command: str, undisturbed: Callable[[str], Path], start: Callable[..., Child], tmp_path: Path
 ) -> None:
-    command, expected = undisturbed
     draw, out = random.Random(command), tmp_path / "out"
     child, kills = start(*COMMANDS[command], "--out", "out"), 0
     before: dict[Path, int] = {}
@@ -85,5 +50,6 @@ def test_a_command_killed_again_and_again_ends_like_one_that_was_not(
         before = stamps(out)
         child = start(command, "--resume", "out")
     assert child.end() == 0, child.err
-    assert differences(weights_and_records(command, out), weights_and_records(command, expected)) == []
+    assert kills == KILLS
+    assert differences(weights_and_records(command, out), weights_and_records(command, undisturbed(command))) == []
     assert "note:" not in child.err

@@ -38,8 +38,7 @@ def test_complex_parameters_adapt_as_their_real_and_imaginary_parts_do(name: str
     steps(other, twin, torch.view_as_real(gradients))
     assert optimizer.rates()[0]["combined"]["0"].flatten()[0] != other.param_groups[0]["lr"]
     torch.testing.assert_close(torch.view_as_real(weight.detach()), twin.detach(), rtol=1e-10, atol=1e-12)
-    for level in ("global",):
-        torch.testing.assert_close(optimizer.rates()[0][level], other.rates()[0][level], rtol=1e-6, atol=0)
+    torch.testing.assert_close(optimizer.rates()[0]["global"], other.rates()[0]["global"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("levels", [*LEVELS, ("global", "parameter")], ids="-".join)
@@ -58,7 +57,7 @@ def test_a_0d_parameter_adapts_as_one_of_a_single_element_does(name: str, levels
 @pytest.mark.parametrize("name", MAKERS)
 def test_an_empty_parameter_changes_nothing_for_the_others(name: str, shape: tuple[int, ...]) -> None:
     gradients = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(2))
-    weight, alone, empty = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(shape))
+    weight, alone, empty = (nn.Parameter(torch.ones(size)) for size in ((3, 2), (3, 2), shape))
     empty.grad = torch.ones(shape)
     optimizer, other = MAKERS[name]([weight, empty], levels=LEVELS[1]), MAKERS[name]([alone], levels=LEVELS[1])
     steps(optimizer, weight, gradients)
