@@ -42,6 +42,19 @@ def stop_notice() -> None:
 
 
 @contextmanager
+def steps_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with some numbers beside; call what it yields with the steps done, all steps, and the numbers."""
+    with _started_late(_bar(quiet)) as (bar, start):
+        line = bar.add_task(escape(title), total=None, numbers="")
+
+        def update(done: int, total: int, numbers: str) -> None:
+            start()
+            bar.update(line, completed=done, total=total, numbers=escape(numbers))
+
+        yield update
+
+
+@contextmanager
 def run_bar(title: str, *, quiet: bool) -> Iterator[Callable[[RunProgress], None]]:
     """A bar with loss, rate, accuracy and the time left; give what it yields to a run."""
     with _started_late(_bar(quiet)) as (bar, start):

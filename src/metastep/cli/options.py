@@ -167,6 +167,7 @@ def new_folder(out: Path | None, what: str) -> Path:
         "compare.json": "a comparison",
         "tasks.json": "a run of tasks",
         "experiment.json": "an experiment",
+        "population.json": "a population",
     }
     for file, kind in kinds.items():
         if (out / file).exists():

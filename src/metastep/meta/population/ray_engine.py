@@ -1,0 +1,83 @@
+"""The populations of a meta-step as tasks of a Ray cluster; what is lost costs that population only."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import Tensor
+
+from metastep.meta.population.jobs import Job, Outcome, evaluate
+
+_QUIET = {"log_to_driver": False, "configure_logging": False}
+
+
+class RayEngine:
+    """Evaluates each population of a meta-step by an actor of its own, all at once.
+
+    The outcomes come in the order of the jobs, whoever is first: a run is the same with and without Ray. A population
+    whose actor dies is left out of its meta-step; a new actor takes its place for the next.
+
+    Args:
+        address: of a running cluster ("auto", "ray://host:10001", ...); None starts one on this machine.
+
+    Raises:
+        ModuleNotFoundError: without ray.
+        ConnectionError: if there is no cluster at the address.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        try:
+            self._ray: Any = importlib.import_module("ray")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("engine ray needs Ray; pip install metastep[ray].") from error
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            try:
+                self._ray.init(address=address or "local", include_dashboard=None if address else False, **_QUIET)
+            except (ConnectionError, ValueError) as error:
+                raise ConnectionError(
+                    f"no Ray cluster at {address!r} ({error}); start one: ray start --head."
+                ) from error
+        self.actors: list[Any] = []
+
+    def __call__(self, jobs: Sequence[Job], center: Tensor) -> list[Outcome | None]:
+        """The outcome of each job, None for one that was lost."""
+        while len(self.actors) < len(jobs):
+            self.actors.append(self._ray.remote(num_cpus=self._share(len(jobs)))(_Evaluator).remote())
+        pending = [actor.evaluate.remote(job, center) for actor, job in zip(self.actors, jobs, strict=False)]
+        return [self._result(number, reference) for number, reference in enumerate(pending)]
+
+    def close(self) -> None:
+        """End the actors, and the cluster if it was started here."""
+        for actor in self.actors:
+            self._ray.kill(actor)
+        self.actors = []
+        if self._ours and self._ray.is_initialized():
+            self._ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _result(self, number: int, reference: Any) -> Outcome | None:
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError:
+            self.actors[number] = self._ray.remote(num_cpus=self._share(len(self.actors)))(_Evaluator).remote()
+            return None
+        return outcome
+
+    def _share(self, actors: int) -> float:
+        """One CPU each, or so much less that all have room: Ray counts in ten-thousandths."""
+        total = float(self._ray.cluster_resources().get("CPU", 0))
+        return 1.0 if total >= actors else int(total / actors * 1000) / 1000
+
+
+class _Evaluator:
+    """What runs in an actor."""
+
+    def evaluate(self, job: Job, center: Tensor) -> Outcome:
+        """Train the population."""
+        return evaluate(job, center)

@@ -1,0 +1,110 @@
+r"""Base optimizers for a population: each member with its own rate, all of them in one tensor.
+
+The parameters of P networks are the rows of one tensor, (P, D); a step is a handful of operations on it, and an inner
+product for every member is one batched product. The rules are those of torch.optim (to rounding):
+
+.. math::
+    \text{SGD:}\quad v &\leftarrow \mu v + g + \lambda \theta, \qquad u = v \\
+    \text{AdamW:}\quad u &= \hat m / (\sqrt{\hat s} + \epsilon) + \lambda \theta, \qquad
+    \theta \leftarrow \theta - \alpha u
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Base = Literal["sgd", "adamw"]
+
+
+def per_member(a: Tensor, b: Tensor) -> Tensor:
+    """The inner products of the rows of two tensors (P, D), as (P,)."""
+    products: Tensor = torch.linalg.vecdot(a, b)
+    return products
+
+
+class Rule(ABC):
+    """A direction for every member from its gradient, with the state that the direction needs.
+
+    Attributes:
+        direction: u of the last step that was taken, (P, D): the displacement over the rate.
+    """
+
+    direction: Tensor
+
+    @abstractmethod
+    def step(self, parameters: Tensor, gradient: Tensor, rate: Tensor, taken: Tensor) -> None:
+        """Move the parameters in place.
+
+        Args:
+            parameters: (P, D).
+            gradient: (P, D), finite; it may be overwritten.
+            rate: (P,).
+            taken: (P,) 1.0, or 0.0 for a member that skips this step: nothing of it changes.
+        """
+
+    @abstractmethod
+    def state(self) -> list[Tensor]:
+        """The tensors that a resumed run needs; they are written in place."""
+
+
+class SGD(Rule):
+    """Stochastic gradient descent with momentum and (coupled) weight decay, as ``torch.optim.SGD``."""
+
+    def __init__(self, like: Tensor, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.direction = torch.zeros_like(like)
+
+    def step(self, parameters: Tensor, gradient: Tensor, rate: Tensor, taken: Tensor) -> None:
+        """Move the parameters in place."""
+        if self.weight_decay:
+            gradient.add_(parameters, alpha=self.weight_decay)
+        keep = 1 + (self.momentum - 1) * taken
+        self.direction.mul_(keep[:, None]).addcmul_(gradient, taken[:, None])
+        parameters.addcmul_(self.direction, (rate * taken)[:, None], value=-1)
+
+    def state(self) -> list[Tensor]:
+        """The tensors of the direction."""
+        return [self.direction]
+
+
+class AdamW(Rule):
+    """Adam with decoupled weight decay, as ``torch.optim.AdamW``; each member counts the steps it took."""
+
+    def __init__(
+        self, like: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+    ) -> None:
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.direction, self.mean, self.square = (torch.zeros_like(like) for _ in range(3))
+        self.steps = torch.zeros_like(like[:, 0])
+
+    def step(self, parameters: Tensor, gradient: Tensor, rate: Tensor, taken: Tensor) -> None:
+        """Move the parameters in place."""
+        (slow, slower), row = self.betas, taken[:, None]
+        self.steps += taken
+        self.mean.lerp_(gradient, (1 - slow) * row)
+        self.square.lerp_(gradient.square_(), (1 - slower) * row)
+        steps = self.steps.clamp(min=1)
+        correction = (1 - slower**steps).sqrt()[:, None]
+        scale = torch.div(self.square.sqrt(), correction).add_(self.eps)
+        torch.div(self.mean, scale, out=self.direction)
+        self.direction.div_((1 - slow**steps)[:, None]).add_(parameters, alpha=self.weight_decay)
+        parameters.addcmul_(self.direction, (rate * taken)[:, None], value=-1)
+
+    def state(self) -> list[Tensor]:
+        """The tensors of the direction."""
+        return [self.direction, self.mean, self.square, self.steps]
+
+
+def make_rule(base: Base, like: Tensor, *, momentum: float, weight_decay: float) -> Rule:
+    """The rule of a task: ``momentum`` is SGD's (AdamW has its own betas).
+
+    Raises:
+        ValueError: for another base.
+    """
+    if base == "sgd":
+        return SGD(like, momentum=momentum, weight_decay=weight_decay)
+    if base == "adamw":
+        return AdamW(like, weight_decay=weight_decay)
+    raise ValueError(f"base must be 'sgd' or 'adamw', got {base!r}.")
