@@ -65,7 +65,7 @@ def test_the_command_line_is_read_without_torch() -> None:
 
 def test_list_names_what_can_be_named(metastep) -> None:
     tables = metastep("list", "--json").json
-    assert set(tables) == {"tasks", "schedules", "optimizers"}
+    assert set(tables) == {"tasks", "schedules", "optimizers", "methods", "experiments"}
     assert set(tables["schedules"]) == {*SCHEDULES, *package.shipped_schedules()}
     text = metastep("list").out
     assert all(name in text for table in tables.values() for name in table)

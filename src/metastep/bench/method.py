@@ -77,7 +77,10 @@ class Method:
 
         Raises:
             ValueError: for a value of what this method does not tune, or one that a run refuses.
+            ImportError: for a method that cannot be run anywhere; it says why.
         """
+        if self.missing:
+            raise ImportError(f"method {self.name} cannot be run: {self.missing}")
         given = dict(values or {})
         if unknown := given.keys() - self.space.keys():
             raise ValueError(

@@ -24,7 +24,7 @@ def packages() -> Iterator[Method]:
         name="velo",
         summary="VeLO, a large learned optimizer",
         source="arXiv 2211.09760",
-        optimizer="adamw",  # what a run would be measured against; there is none of its own
+        optimizer="adamw",  # an entry must name one; `configure` refuses
         space={},
         defaults={},
         missing="no package on the index has VeLO for torch (the one called pylo there drives microscopes), "
