@@ -118,6 +118,33 @@ def test_on_a_gpu_no_step_synchronises() -> None:
 
 @gpu
 @needs_gpu
+@pytest.mark.parametrize("scope", ["network", "layer"])
+def test_on_a_gpu_watching_and_braking_do_not_synchronise(scope: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)).cuda()
+    x = torch.randn(64, 5, device="cuda")
+    y = x.sum(1, keepdim=True).sin()
+    rate = torch.tensor(1e-3, device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, fused=True)
+    lr = ms.LearnedLR(optimizer, ms.SignalSchedule(scope=scope, total_steps=30))
+    for step in range(30):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        if step == 20:
+            model[0].weight.grad.fill_(math.nan)
+        lr.observe(loss)
+        torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")  # the first steps ask for linearity
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert lr.brakes == 1
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@gpu
+@needs_gpu
 def test_a_captured_step_goes_on_from_the_state_of_the_last() -> None:
     here, other = OnDevice("cuda"), null()
     loss = torch.tensor(2.3, device="cuda")

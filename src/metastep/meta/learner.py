@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from metastep.schedules.linearity import check_linear_in_rate
 from metastep.meta.lookahead import check_placement, copy_parameters, into_displacements, stretch, validation_slopes
 from metastep.meta.meta_optimizer import published_adam
 from metastep.meta.unroll import Window
 from metastep.schedules import LearnedLR
+from metastep.schedules.linearity import check_linear_in_rate
 
 
 class MetaLearner:

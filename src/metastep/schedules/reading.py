@@ -59,13 +59,7 @@ class Signals:
                 f"optimizer must keep the {self.layers} parameters for which there are rates, it has {len(layers)}; "
                 "detach the LearnedLR and make a new one after adding a group."
             )
-        if loss is not None:
-            if isinstance(loss, Tensor) or isinstance(broken, Tensor):
-                mean = torch.as_tensor(loss, device=device)
-                loss = torch.where(torch.as_tensor(broken, device=device) > 0, math.nan, mean)
-            else:
-                loss = torch.tensor(math.nan if broken else loss, dtype=torch.float64)
-        return Reading(loss, network.to(device), None if layers is None else layers.to(device))
+        return Reading(_loss(loss, broken, device), network.to(device), None if layers is None else layers.to(device))
 
     def unless_skipped(self, rate: Rate, skip: Tensor | None, *, on_host: bool) -> Rate:
         """Return the rate, 0 in a step that is to be skipped; :meth:`prepare_step` then skips it."""
@@ -83,3 +77,14 @@ class Signals:
         """The optimizer has stepped."""
         self._skipped.over()
         self._skip = False
+
+
+def _loss(loss: float | Tensor | None, broken: int | Tensor, device: torch.device) -> Tensor | None:
+    """A 0-d tensor on the device, made there."""
+    if loss is None:
+        return None
+    if not isinstance(loss, Tensor):
+        loss = torch.full((), loss, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    if isinstance(broken, Tensor):
+        return torch.where(broken > 0, math.nan, loss)
+    return torch.full_like(loss, math.nan) if broken else loss

@@ -67,6 +67,7 @@ class Watch:
         self.optimizer, self.layers = optimizer, layers
         self._measured: list[nn.Parameter] = []
         self._buckets: list[_Bucket] = []
+        self._order: Tensor | None = None  # from the buckets' order to the parameters', where they differ
         self._saved: list[Tensor] | None = None  # of a state_dict, until the parameters are known
 
     @torch.no_grad()
@@ -86,11 +87,9 @@ class Watch:
         if not self.layers:
             network = torch.stack([row.to(home) for row in rows]).sum(0)
             return mean_over_ranks(network, ranks_of(parameters)), None
-        order = [place for bucket in self._buckets for place in bucket.rows]
-        back = sorted(range(len(order)), key=order.__getitem__)
         layers = torch.cat([row.to(home) for row in rows])
-        if back != order:
-            layers = layers[back]
+        if self._order is not None:
+            layers = layers[self._order]
         layers = mean_over_ranks(layers, ranks_of(parameters))
         return layers.sum(0), layers
 
@@ -113,6 +112,9 @@ class Watch:
         for (_, _, parts), rows in kinds.items():
             members = [parameters[place] for place in rows]
             self._buckets.append(_Bucket(members, rows, _joined(map(local, members)), parts))
+        order = [place for bucket in self._buckets for place in bucket.rows]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        self._order = torch.tensor(back, device=self._buckets[0].before.device) if back != sorted(back) else None
         saved, self._saved = self._saved, None
         if saved is not None and [s.shape for s in saved] == [b.before.shape for b in self._buckets]:
             for bucket, before in zip(self._buckets, saved, strict=True):
