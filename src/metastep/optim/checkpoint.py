@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metastep.optim.base import HyperOptimizer
 
 DRIVERS = "rate_optimizers"
-#: torch.optim.Adam and AdamW write it since torch 2.7; of an older checkpoint the optimizer's own value holds.
+#: torch.optim.Adam and AdamW did not write it in torch 2.6; of so old a checkpoint the optimizer's own value holds.
 NEWER_IN_TORCH = ("decoupled_weight_decay",)
 
 StateDict = dict[str, Any]
