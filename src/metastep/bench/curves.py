@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from metastep.bench.events import EventFile
 from metastep.files import write_atomically
 
 
@@ -43,9 +44,11 @@ class CurveLog:
 
     def close(self) -> None:
         """Let go of the files; what was not synced may be lost."""
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        try:
+            self._file.close()
+        finally:
+            if self._events is not None:
+                self._events.close()
 
 
 class SilentLog(CurveLog):
@@ -74,9 +77,8 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
                 return
 
 
-def _writer(folder: Path, after: int) -> Any:
+def _writer(folder: Path, after: int) -> EventFile | None:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return EventFile(folder, purge_step=after + 1)  # hides what a killed life wrote beyond
     except ImportError:  # the extra "track" is not installed
         return None
-    return SummaryWriter(str(folder), purge_step=after + 1)  # hides what a killed life wrote beyond

@@ -1,5 +1,6 @@
 """A run: from a configuration to trained weights, curves and a record, in a folder that can be resumed."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from metastep.files import write_atomically
 from metastep.meta.checkpoints import CheckpointFile
 from metastep.schedules import MLRSNet, Phased, Schedule, load_schedule, save_schedule
 from metastep.tasks import Task
+
+_LOG = logging.getLogger(__name__)
 
 Status = Literal["running", "finished", "diverged", "stopped"]
 
@@ -55,7 +58,7 @@ class Run:
         schedule_file: read the schedule from here rather than from where the configuration says.
         should_stop: asked before every step; True stops there, with a checkpoint.
         on_progress: called after every stretch of steps.
-        on_note: told what a person should know, such as a damaged checkpoint.
+        on_note: told what a person should know, such as a damaged checkpoint; default: the log, as a warning.
         tensorboard: whether to write event files.
         task: the run's, where it has been read already.
 
@@ -253,8 +256,8 @@ class Run:
         if not self._checkpoint.exists():
             return
         state, note = self._checkpoint.load()
-        if note is not None and self._on_note is not None:
-            self._on_note(note)
+        if note is not None:
+            (self._on_note or _LOG.warning)(note)
         self.trainer.load_state_dict(with_own_part(state["trainer"], state.get("processes", [{}])))
         self._train_seconds, self._eval_seconds = state["train_seconds"], state["eval_seconds"]
         self._valid = state["valid"]
