@@ -40,6 +40,7 @@ class LearnedLR:
     Call :meth:`observe` with each (micro-batch's) loss before ``optimizer.step()``. A hook of that step averages the
     window, asks the schedule once, and writes the rate. A step that never comes, as when AMP skips it, ticks nothing;
     its losses count in the next. With ``optimizer.step(closure)`` the closure may observe, or just return, the loss.
+    For a :class:`metastep.SignalSchedule` the hook also measures gradients and displacements; see ``docs/signals.md``.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
