@@ -21,7 +21,7 @@ def provenance(device: str) -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "metastep": __version__,
         },
         "machine": {

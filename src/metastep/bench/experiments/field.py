@@ -29,6 +29,8 @@ METHODS = (
     "hyper-adamw/global+layer",
     "hd-sgd",
     "hd-adam",
+    "rtho",
+    "marthe",
     "l4-momentum",
     "l4-adam",
     "sps",
@@ -49,6 +51,8 @@ METHODS = (
     "momo",
     "momo-adam",
     "alig",
+    "l2l",
+    "rnnprop",
 )
 
 #: Steps of a run and looks at outer_valid on the way, so that the whole takes about an hour on one core.
