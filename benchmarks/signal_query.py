@@ -100,7 +100,8 @@ def main() -> None:
             ratio = {clock: whole[case][clock] / plain[clock] for clock in plain}
             milliseconds = (steps[case]["wall"] - steps["plain"]["wall"]) * 1e3
             print(
-                f"  one rate a {case:8s} adds {milliseconds:.3f} ms, {added['wall']:.2%} (smallest {added['wall_min']:.2%}, processor "
+                f"  one rate a {case:8s} adds {milliseconds:.3f} ms, {added['wall']:.2%} (smallest "
+                f"{added['wall_min']:.2%}, processor "
                 f"{added['cpu']:.2%}; target {TARGET:.0%}); whole x{ratio['wall']:.3f}, processor x{ratio['cpu']:.3f}"
             )
             results.append({"threads": threads, "scope": case, "added": added, "whole_ratio": ratio, "plain": plain})
