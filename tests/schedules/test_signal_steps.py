@@ -249,6 +249,7 @@ def test_the_base_that_it_was_trained_for_warns_of_nothing(optimizer: str) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ms.LearnedLR(Sines(optimizer).optimizer, schedule(trained_for=optimizer))
+        ms.LearnedLR(Sines(optimizer).optimizer, schedule(trained_for=f"lion, {optimizer}"))
 
 
 @pytest.mark.parametrize("make", [torch.optim.Rprop, torch.optim.ASGD, torch.optim.LBFGS], ids=lambda m: m.__name__)

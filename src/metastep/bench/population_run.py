@@ -20,6 +20,8 @@ from metastep.schedules import SignalSchedule, save_schedule
 
 _SETTINGS = "population.json"
 _SECONDS = 60.0
+#: What LearnedLR calls the optimizers of a base.
+_NAMES = {"sgd": "sgd, sgd-momentum", "adamw": "adamw"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class PopulationRun:
         """The schedule as it is now."""
         policy = self.config.policy
         made = SignalSchedule(
-            policy.signals, policy.hidden, policy.recurrent, reach=policy.reach, trained_for=self.config.base
+            policy.signals, policy.hidden, policy.recurrent, reach=policy.reach, trained_for=_NAMES[self.config.base]
         )
         made.load_flat(self._trainer.average)
         return made

@@ -55,7 +55,7 @@ def base_name(optimizer: Optimizer) -> str:
 def warn_of_another_base(schedule: Schedule, optimizer: Optimizer) -> None:
     """Warn if the schedule was trained for another base than this optimizer."""
     trained_for, base = getattr(schedule, "trained_for", None), base_name(optimizer)
-    if trained_for is not None and trained_for != base:
+    if trained_for is not None and base not in trained_for.split(", "):
         warnings.warn(
             f"the schedule was trained for {trained_for}, the optimizer is {base}: its rates may be far from good; use "
             f"a schedule trained for {base}, or {trained_for} as the optimizer.",

@@ -56,8 +56,8 @@ class SignalSchedule(Schedule):
         total_steps: T, the horizon; None: unknown, until ``LearnedLR`` is told. Its signals are then masked, and 1,000
             stands for T in p. From step T on the rate stays as it is.
         reach: where m starts and how far it gets, a :class:`metastep.core.policy.Reach`.
-        trained_for: the base of the optimizer for which the weights were trained ("sgd", "sgd-momentum", "adamw", ...);
-            :class:`metastep.LearnedLR` warns of another. None: unknown.
+        trained_for: the base of the optimizer for which the weights were trained ("sgd", "adamw", ...), or several,
+            "sgd, sgd-momentum"; :class:`metastep.LearnedLR` warns of another. None: unknown.
 
     A brake needs no tuning: a step whose loss or gradient is not finite, or far outside the range of those before, is
     skipped, and the rate is cut to a tenth; see :mod:`metastep.core.brake` and ``LearnedLR.brakes``.

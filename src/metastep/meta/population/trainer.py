@@ -52,12 +52,12 @@ class PopulationConfig:
 
     base: Base
     policy: Policy
-    survey_tasks: int = 220
-    meta_steps: int = 250
+    survey_tasks: int = 150
+    meta_steps: int = 350
     tasks: int = 1
     pairs: int = 12
     sigma: float = 0.05
-    meta_lr: float = 0.01
+    meta_lr: float = 0.004
     families: tuple[str, ...] = tuple(FAMILIES)
     shortest: int = 100
     longest: int = 600
