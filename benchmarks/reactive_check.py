@@ -2,7 +2,7 @@
 
     python benchmarks/reactive_check.py SCHEDULE... [--tasks digits/resnet ...] [--json results/reactive/check.json]
 
-Cosine (5 % warm-up) is tried at six rates, half a decade apart, around the own of the task; the one with the least loss on
+Cosine (5 % warm-up) is tried at six rates, half a decade apart, around the own of the task; that with the least loss on
 inner_valid is "tuned". Each schedule runs once from 0.01, 1 and 10 times the task's own rate. All losses shown are on
 outer_valid, at the end; the test split is not read at all. Schedules are files or names; one whose base is not that of
 the task is left out there.

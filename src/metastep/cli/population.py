@@ -124,7 +124,7 @@ def sparkline(values: list[float] | tuple[float, ...]) -> str:
 
     Example:
         >>> sparkline([0.01, 0.1, 1.0, 0.1])
-        '▁▄█▄'
+        '▁▅█▅'
     """
     from math import log10
 

@@ -65,6 +65,11 @@ class Members:
         loss_known: whether they may see the loss.
         device: where to train.
         dtype: of all numbers.
+
+    Attributes:
+        parameters: of all members, (P, D).
+        validation: the examples to judge by.
+        steps: taken so far.
     """
 
     def __init__(
@@ -88,10 +93,11 @@ class Members:
         self.rates = rates.to(device, dtype)
         self.rule = make_rule(base, self.parameters, momentum=spec.momentum, weight_decay=spec.weight_decay)
         self._train = tuple(part.to(device) for part in self._training_examples())
-        self._valid = tuple(part.to(device) for part in self._scaled(self.data.valid))
+        self.validation = tuple(part.to(device) for part in self._scaled(self.data.valid))
         if dtype == torch.float64:
-            self._train, self._valid = (
-                tuple(p.double() if p.is_floating_point() else p for p in part) for part in (self._train, self._valid)
+            self._train, self.validation = (
+                tuple(p.double() if p.is_floating_point() else p for p in part)
+                for part in (self._train, self.validation)
             )
         self.signals = init_signals((len(rates),), dtype, device)
         self.log_multiplier = torch.full_like(self.rates, policy.reach.start)
@@ -128,7 +134,7 @@ class Members:
 
     def _step(self, policy: dict[str, Tensor]) -> Tensor:
         with torch.enable_grad():
-            loss = losses(self.network, self._leaves, self.data, self._batch())
+            loss = losses(self.network, self._leaves, self.data, self.next_batch())
             found = torch.autograd.grad(loss.sum(), self._leaves)
         with torch.no_grad():
             gradient = torch.cat([part.flatten(1) for part in found], 1)
@@ -167,7 +173,7 @@ class Members:
     def validate(self) -> Tensor:
         """The validation loss of each member, (P,), at most :data:`WORST_LOSS`."""
         leaves = [leaf.detach() for leaf in self._leaves]
-        return bounded(losses(self.network, leaves, self.data, self._valid))
+        return bounded(losses(self.network, leaves, self.data, self.validation))
 
     # ---- data
 
@@ -187,7 +193,8 @@ class Members:
             return examples
         return examples[0] * self.spec.input_scale, *examples[1:]
 
-    def _batch(self) -> tuple[Tensor, ...]:
+    def next_batch(self) -> tuple[Tensor, ...]:
+        """The next examples, the same for all members."""
         size = min(self.spec.batch_size, len(self._train[0]))
         if len(self._order) < size:
             self._order = torch.randperm(len(self._train[0]), generator=self._chance)

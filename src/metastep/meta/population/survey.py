@@ -27,7 +27,7 @@ _SHIFT = 1.5
 #: A level that ends with more than e^this times the best loss is lost, whatever it reached.
 _LOST = 1.5
 _MASKED = 0.1
-_STEPS, _BATCH, _RATE = 1500, 2048, 0.01
+_BATCH, _RATE = 2048, 0.01
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,14 @@ def outcome_at(curve: Tensor, position: Tensor) -> Tensor:
     return low * (1 - share) + high * share
 
 
-def fit(findings: list[Findings], policy: Policy, seed: int, steps: int = _STEPS) -> Tensor:
+def fit(findings: list[Findings], policy: Policy, seed: int, steps: int) -> Tensor:
     """Fit the weights of a policy, (N,), to what was found.
+
+    Args:
+        findings: of a task each.
+        policy: whose signals were noted.
+        seed: of the first weights and the batches.
+        steps: of Adam, on batches of 2,048 rows.
 
     Raises:
         ValueError: if nothing was found, or the policy is recurrent (its states were not noted).

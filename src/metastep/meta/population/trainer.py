@@ -33,6 +33,7 @@ class PopulationConfig:
         base: optimizer of the inner networks, "sgd" (with and without momentum) or "adamw".
         policy: what the schedule reads, and how it moves.
         survey_tasks: tasks that are surveyed first, for weights to start from; 0 starts from scratch.
+        fit_steps: steps of fitting those weights.
         meta_steps: steps of the meta-optimizer after that.
         tasks: populations a meta-step, each on a task of its own.
         pairs: antithetic pairs of a population.
@@ -53,6 +54,7 @@ class PopulationConfig:
     base: Base
     policy: Policy
     survey_tasks: int = 150
+    fit_steps: int = 1500
     meta_steps: int = 350
     tasks: int = 1
     pairs: int = 12
@@ -77,7 +79,7 @@ class PopulationConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The configuration of :meth:`as_dict`."""
-        given = {field.name: values[field.name] for field in fields(cls)}
+        given = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         policy = {**given["policy"], "signals": tuple(given["policy"]["signals"])}
         given["policy"] = Policy(**{**policy, "reach": Reach(**policy["reach"])})
         return cls(**{**given, "families": tuple(given["families"])})
@@ -162,7 +164,7 @@ class PopulationTrainer:
         else:
             self.skipped += 1
         if not self.surveying and self.findings:
-            self.center = fit(self.findings, config.policy, config.seed)
+            self.center = fit(self.findings, config.policy, config.seed, config.fit_steps)
             self.average = self.center.clone()
         return Outcome(None, least, 0.0)
 

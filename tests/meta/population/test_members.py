@@ -1,0 +1,113 @@
+"""A population in training: what its members share, what they do not, and that it is one with the schedule in use."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import metastep as ms
+from metastep.meta.population.data import MADE, load
+from metastep.meta.population.distribution import TaskSpec
+from metastep.meta.population.members import WORST_LOSS, Members, Policy
+
+
+def weights_of(policy: Policy, members: int, spread: float = 0.3) -> torch.Tensor:
+    """Random weights, one row a member."""
+    return torch.randn(members, policy.size, generator=torch.Generator().manual_seed(0)) * spread
+
+
+def test_members_train_as_each_would_alone(policy: Policy, spec: TaskSpec) -> None:
+    weights, rates = weights_of(policy, 3).double(), torch.tensor([0.01, 0.1, 1.0])
+    together = Members(spec, "sgd", policy, rates, dtype=torch.float64)
+    trained, valid = together.run(weights)
+    for member in range(3):
+        row = slice(member, member + 1)
+        alone = Members(spec, "sgd", policy, rates[row], dtype=torch.float64)
+        alone_trained, alone_valid = alone.run(weights[row])
+        torch.testing.assert_close(alone.parameters, together.parameters[row], rtol=0, atol=1e-9)
+        torch.testing.assert_close(torch.cat((alone_trained, alone_valid)), torch.stack((trained, valid))[:, member])
+
+
+@pytest.mark.parametrize(("base", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adamw", 0.0)])
+def test_a_member_gets_the_rates_that_learned_lr_would_set(
+    base: str, momentum: float, policy: Policy, spec: TaskSpec
+) -> None:
+    """Training and use share one definition: the same task in a torch loop, with SignalSchedule."""
+    spec = dataclasses.replace(spec, momentum=momentum, weight_decay=0.01)
+    weights = weights_of(policy, 1)
+    members = Members(spec, base, policy, torch.tensor([0.02]), dtype=torch.float64)  # type: ignore[arg-type]
+    twin = Members(spec, base, policy, torch.tensor([0.02]), dtype=torch.float64)  # type: ignore[arg-type]
+    parameters = [nn.Parameter(part[0].clone()) for part in twin.network.split(twin.parameters)]
+    kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    extra = {"momentum": momentum} if base == "sgd" else {}
+    optimizer = kinds[base](parameters, lr=0.02, weight_decay=0.01, **extra)
+    schedule = ms.SignalSchedule(policy.signals, policy.hidden, reach=policy.reach).double()
+    schedule.load_flat(weights[0].double())
+    lr = ms.LearnedLR(optimizer, schedule, total_steps=spec.steps)
+    for _ in range(spec.steps):
+        inputs, targets = twin.next_batch()
+        outputs = twin.network.forward([p[None] for p in parameters], inputs)[0]
+        loss = nn.functional.cross_entropy(outputs, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        lr.observe(loss)
+        optimizer.step()
+        members.advance(weights.double(), 1)
+        mine = float(members.rates * members.log_multiplier.exp())
+        assert lr.get_last_lr()[0] == pytest.approx(mine, rel=1e-5)
+    final = torch.cat([p.detach().flatten() for p in parameters])
+    torch.testing.assert_close(final, members.parameters[0], rtol=1e-5, atol=1e-7)
+
+
+def test_with_a_landing_the_initial_rate_decides_nothing_but_the_first_step(policy: Policy, spec: TaskSpec) -> None:
+    spec = dataclasses.replace(spec, steps=60, momentum=0.0)
+    policy = policy._replace(reach=policy.reach._replace(climb=5.0, fall=5.0))
+    rates = torch.tensor([1e-6, 1e-4, 1e-3])
+    members = Members(spec, "sgd", policy, rates, dtype=torch.float64)
+    members.run(weights_of(policy, 1).double().expand(3, -1))
+    used = members.rates * members.log_multiplier.exp()
+    assert used.max() / used.min() < 1.02
+    still = Members(spec, "sgd", policy._replace(reach=policy.reach._replace(landing=0.0)), rates, dtype=torch.float64)
+    still.run(weights_of(policy, 1).double().expand(3, -1))
+    used = still.rates * still.log_multiplier.exp()
+    assert used.max() / used.min() > 100
+
+
+def test_a_member_that_is_lost_leaves_the_others_alone(policy: Policy, spec: TaskSpec) -> None:
+    weights = weights_of(policy, 2)
+    sound, with_lost = (Members(spec, "sgd", policy, torch.full((2,), 0.1)) for _ in range(2))
+    with torch.no_grad():
+        with_lost.parameters[0] = torch.inf
+    _, expected = sound.run(weights)
+    training, validation = with_lost.run(weights)
+    assert validation[0] == training[0] == WORST_LOSS
+    assert torch.equal(validation[1], expected[1])
+    assert with_lost.signals.brakes[0] == spec.steps
+
+
+def test_training_stops_and_goes_on_bit_for_bit(policy: Policy, spec: TaskSpec) -> None:
+    weights, rates = weights_of(policy, 2), torch.full((2,), 0.1)
+    undisturbed, stopped, resumed = (Members(spec, "adamw", policy, rates) for _ in range(3))
+    undisturbed.advance(weights, 12)
+    stopped.advance(weights, 5)
+    resumed.load_state_dict(stopped.state_dict())
+    resumed.advance(weights, 7)
+    assert torch.equal(undisturbed.parameters, resumed.parameters)
+    assert torch.equal(undisturbed.log_multiplier, resumed.log_multiplier)
+
+
+@pytest.mark.parametrize("name", [*MADE, "table:diabetes", "images:digits"])
+def test_data_are_the_same_for_the_same_seed_and_say_what_they_are(name: str) -> None:
+    data, again = load(name, 5), load(name, 5)
+    assert all(map(torch.equal, data.train, again.train))
+    inputs = data.train[0]
+    if data.kind == "tokens":
+        assert 0 <= int(inputs.min()) <= int(inputs.max()) < data.outputs
+    elif data.kind == "classes":
+        assert int(data.train[1].max()) < data.outputs
+    else:
+        assert data.train[1].shape == (len(inputs), data.outputs)
+        assert abs(float(data.train[1].mean())) < 0.2
+    with pytest.raises(ValueError, match=r"name must be table:NAME.* got 'mnist'"):
+        load("mnist", 0)
