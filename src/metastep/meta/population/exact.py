@@ -31,7 +31,7 @@ def exact_gradient(spec: TaskSpec, policy: Policy, weights: Tensor, rate: float)
         loss = losses(members.network, members.network.split(parameters), members.data, members.next_batch())
         (gradient,) = torch.autograd.grad(loss.sum(), parameters, create_graph=True)
         members.parameters, members.rule.direction = parameters, buffer
-        step = members.rate(parts, loss, gradient)
+        step = members.rate(parts, loss, gradient, (gradient * buffer).sum(1))
         buffer = spec.momentum * buffer + gradient + spec.weight_decay * parameters
         parameters = parameters - step[:, None] * buffer
         members.displacement_rate = step

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import cross_entropy
 
 from metastep.core.policy import Reach, init_hidden, land, move, signal_policy, unpack_weights, weight_count
@@ -12,7 +13,7 @@ from metastep.core.signals import feature_names, features, observe
 from metastep.meta.population.data import Data
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.networks import Network
-from metastep.meta.population.rules import Base, make_rule, per_member
+from metastep.meta.population.rules import Base, make_rule
 
 #: No loss counts as more than this, so that a member that is lost does not own an average.
 WORST_LOSS = 20.0
@@ -105,6 +106,7 @@ class Members:
         self.displacement_rate = torch.zeros_like(self.rates)
         self.steps = 0
         self._order = torch.empty(0, dtype=torch.int64)
+        self._buffers = torch.empty_like(self.parameters), torch.empty_like(self.parameters)
         self._leaves = [part.requires_grad_() for part in self.network.split(self.parameters.detach())]
 
     @property
@@ -137,26 +139,35 @@ class Members:
             loss = losses(self.network, self._leaves, self.data, self.next_batch())
             found = torch.autograd.grad(loss.sum(), self._leaves)
         with torch.no_grad():
-            gradient = torch.cat([part.flatten(1) for part in found], 1)
+            gradient, products = self._buffers  # kept: fresh memory of this size costs more than what is done with it
+            torch.cat([part.flatten(1) for part in found], 1, out=gradient)
             loss = loss.detach()
-            rate = self.rate(policy, loss, gradient)
+            along = torch.mul(gradient, self.rule.direction, out=products).sum(1)
+            rate = self.rate(policy, loss, gradient, along)
             taken = 1 - self.signals.braked
             self.rule.step(self.parameters, gradient.nan_to_num_(0, 0, 0), rate, taken)
             self.displacement_rate = rate * taken
             self.steps += 1
         return loss
 
-    def rate(self, policy: dict[str, Tensor], loss: Tensor, gradient: Tensor) -> Tensor:
-        """Observe a step's numbers and return its rates, (P,)."""
+    def rate(self, policy: dict[str, Tensor], loss: Tensor, gradient: Tensor, along: Tensor) -> Tensor:
+        """Observe a step's numbers and return its rates, (P,).
+
+        Args:
+            policy: the weights, by name.
+            loss: of each member, (P,).
+            gradient: (P, D).
+            along: the inner product of each gradient and the last direction, (P,).
+        """
         reach, (horizon_known, loss_known), total = self.policy.reach, self.known, self.spec.steps
         direction, size = self.rule.direction, self.displacement_rate
         self.signals = observe(
             self.signals,
             loss if loss_known else None,
-            size * per_member(gradient, direction),
-            per_member(gradient, gradient),
-            size**2 * per_member(direction, direction),
-            per_member(self.parameters, self.parameters),
+            size * along,
+            vector_norm(gradient, dim=1) ** 2,
+            (size * vector_norm(direction, dim=1)) ** 2,
+            vector_norm(self.parameters, dim=1) ** 2,
         )
         start = land(self.log_multiplier, self.signals.update, self.signals.landing, total, horizon_known, reach)
         self.log_multiplier = self.choose(policy, start)

@@ -1,7 +1,7 @@
 r"""Base optimizers for a population: each member with its own rate, all of them in one tensor.
 
-The parameters of P networks are the rows of one tensor, (P, D); a step is a handful of operations on it, and an inner
-product for every member is one batched product. The rules are those of torch.optim (to rounding):
+The parameters of P networks are the rows of one tensor, (P, D); a step is a handful of operations on it. The rules are
+those of torch.optim, to rounding:
 
 .. math::
     \text{SGD:}\quad v &\leftarrow \mu v + g + \lambda \theta, \qquad u = v \\
@@ -16,12 +16,6 @@ import torch
 from torch import Tensor
 
 Base = Literal["sgd", "adamw"]
-
-
-def per_member(a: Tensor, b: Tensor) -> Tensor:
-    """The inner products of the rows of two tensors (P, D), as (P,)."""
-    products: Tensor = torch.linalg.vecdot(a, b)
-    return products
 
 
 class Rule(ABC):
@@ -87,8 +81,8 @@ class AdamW(Rule):
         self.square.lerp_(gradient.square_(), (1 - slower) * row)
         steps = self.steps.clamp(min=1)
         correction = (1 - slower**steps).sqrt()[:, None]
-        scale = torch.div(self.square.sqrt(), correction).add_(self.eps)
-        torch.div(self.mean, scale, out=self.direction)
+        torch.sqrt(self.square, out=self.direction).div_(correction).add_(self.eps)
+        torch.div(self.mean, self.direction, out=self.direction)
         self.direction.div_((1 - slow**steps)[:, None]).add_(parameters, alpha=self.weight_decay)
         parameters.addcmul_(self.direction, (rate * taken)[:, None], value=-1)
 
