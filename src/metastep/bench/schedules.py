@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metastep.bench.names import unknown_name
+from metastep.meta.population.defaults import default_config
 from metastep.schedules import (
     Constant,
     Cosine,
@@ -17,6 +20,7 @@ from metastep.schedules import (
     ReduceOnPlateau,
     ScaleRule,
     Schedule,
+    SignalSchedule,
     Staircase,
     WarmRestarts,
     WarmupStableDecay,
@@ -36,6 +40,7 @@ class NamedSchedule:
         learns: whether its weights are learned during the run.
         source: where it is from.
         learned: whether its weights are learned, now or before, and it measures the scale of its rate.
+        base: the only base optimizer that it is made for; empty: any.
     """
 
     summary: str
@@ -43,6 +48,7 @@ class NamedSchedule:
     learns: bool = False
     source: str = ""
     learned: bool = False
+    base: str = ""
 
 
 def _multistep(total_steps: int) -> Schedule:
@@ -66,6 +72,13 @@ def _together(members: list[Schedule]) -> Schedule:
 
 def _exponential(total_steps: int) -> Schedule:
     return Exponential(gamma=0.01 ** (1 / total_steps))
+
+
+def _landed(base: str) -> Schedule:
+    policy = default_config(base).policy
+    schedule = SignalSchedule(policy.signals, hidden=1, reach=policy.reach)
+    schedule.load_flat(torch.zeros_like(schedule.flat_weights()))
+    return schedule
 
 
 #: The snapshots that the authors of MLR-SNet publish, looked for beside the checkout and in METASTEP_DATA.
@@ -103,6 +116,18 @@ SCHEDULES: dict[str, NamedSchedule] = {
     "staircase": NamedSchedule(
         summary="three equal steps of 1, 1/10, 1/100",
         make=lambda steps: Staircase((1.0, 0.1, 0.01), total_steps=steps),
+    ),
+    "landed-sgd": NamedSchedule(
+        summary="the control of signal-sgd: the same landing and linear decay, nothing learned",
+        make=lambda steps: _landed("sgd"),
+        base="sgd-momentum",
+        source="metastep",
+    ),
+    "landed-adamw": NamedSchedule(
+        summary="the control of signal-adamw: the same landing and linear decay, nothing learned",
+        make=lambda steps: _landed("adamw"),
+        base="adamw",
+        source="metastep",
     ),
     "mlr-snet": NamedSchedule(
         summary="an LSTM on the loss, learned in the loop on inner_valid",

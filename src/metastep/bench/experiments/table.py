@@ -7,10 +7,13 @@ from metastep.bench.experiments.paper_images import IMAGES
 from metastep.bench.experiments.paper_noise import NOISE
 from metastep.bench.experiments.paper_text import TEXT
 from metastep.bench.experiments.paper_transfer import TRANSFER
+from metastep.bench.experiments.reactive import REACTIVE
 from metastep.bench.names import unknown_name
 
 #: By name. A new experiment is an entry in the file of its family.
-EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (*IMAGES, *TEXT, *TRANSFER, *NOISE, *HIERARCHY, *FIELD)}
+EXPERIMENTS: dict[str, Experiment] = {
+    one.name: one for one in (*IMAGES, *TEXT, *TRANSFER, *NOISE, *HIERARCHY, *FIELD, *REACTIVE)
+}
 
 
 def experiment_named(name: str) -> Experiment:

@@ -43,8 +43,8 @@ def scheduled() -> Iterator[Method]:
     """Yield ``optimizer/schedule`` for each pair, and the cosine with linear warm-up."""
     for first, base in BASES.items():
         for name, schedule in SCHEDULES.items():
-            if schedule.learned:
-                continue  # those measure the scale of their rate: see table/learned.py
+            if schedule.learned or schedule.base not in ("", first):
+                continue  # learned ones measure the scale of their rate: see table/learned.py
             source = schedule.source
             yield _method(first, base, name, name, schedule.summary, source, {LR: base.rates}, {LR: base.lr})
         cosine = SCHEDULES["cosine"]
