@@ -14,7 +14,8 @@ ARGS   ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY   := $(VENV)/.ready
-BENCHES := $(addprefix benchmarks/,data_speed.py schedule_query.py meta_step.py optim_step.py)
+BENCHES := $(addprefix benchmarks/,data_speed.py schedule_query.py signal_query.py meta_step.py optim_step.py)
+ON_CPU  := $(addprefix benchmarks/,collectives.py runner_overhead.py report_build.py start_up.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test lint format docs bench bench-gpu demo clean
@@ -49,7 +50,7 @@ docs: $(READY)  ## build the documentation into site/, strictly; ARGS=--without-
 	OMP_NUM_THREADS=1 $(BIN)/python -m docs_site $(ARGS)
 
 bench: $(READY)  ## run every benchmark
-	@set -e; for file in $(BENCHES) benchmarks/collectives.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+	@set -e; for file in $(BENCHES) $(ON_CPU); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
 bench-gpu: $(READY)  ## run the tests marked gpu, then every benchmark on a CUDA device
 	$(BIN)/python -m pytest -m gpu

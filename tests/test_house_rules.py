@@ -17,7 +17,7 @@ import metastep
 
 ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 320
-FOLDERS = ("src", "tests", "docs", "benchmarks", "examples", "results", ".ci", ".github")
+FOLDERS = ("src", "tests", "docs", "docs_site", "benchmarks", "examples", "results", ".ci", ".github")
 FILES = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "Makefile", "pyproject.toml",
     "constraints.txt",
