@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metastep.bench.records_file import records_of
+from metastep.cli.published import published_figures
 from metastep.report import Cell, Experiment, Interval, Profile, Scores, Sensitivity
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def load_experiment(place: Path, title: str | None = None) -> Experiment:
         title=title or (place.stem if place.is_file() else place.resolve().name),
         cells=cells,
         scores=_scores(cells, off),
+        published=published_figures({cell.task for cell in cells}),
         notes=notes.read_text("utf-8").splitlines() if notes.is_file() else (),
     )
 
