@@ -33,7 +33,8 @@ def test_a_shipped_schedule_is_small_and_sets_finite_rates(name: str) -> None:
     schedule = ms.load_schedule(name).with_total_steps(30)
     assert all(weight.isfinite().all() for weight in schedule.state_dict().values())
     weight = torch.nn.Parameter(torch.ones(3))
-    lr = ms.LearnedLR(torch.optim.SGD([weight], lr=0.1), schedule, num_classes=10, initial_loss=2.3)
+    base = torch.optim.AdamW if "adamw" in name else torch.optim.SGD
+    lr = ms.LearnedLR(base([weight], lr=0.1), schedule, num_classes=10, initial_loss=2.3)
     for step in range(30):
         lr.observe(2.3 - step / 15)
         weight.grad = torch.ones(3)
