@@ -1,0 +1,34 @@
+"""Populations on Ray actors: the same outcomes as here, and a dead actor costs its own population only."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from metastep.meta.population.distribution import TaskSpec
+from metastep.meta.population.jobs import Job, evaluate
+from metastep.meta.population.members import Policy
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_actors_give_the_same_outcomes_and_one_that_dies_is_replaced(policy: Policy, spec: TaskSpec) -> None:
+    from metastep.meta.population.ray_engine import RayEngine
+
+    jobs = [
+        Job(dataclasses.replace(spec, seed=seed), "sgd", policy, (-3.0, -2.0), 0.05, seed, True, True)
+        for seed in (1, 2)
+    ]
+    center = torch.zeros(policy.size)
+    with RayEngine() as engine:
+        first = engine(jobs, center)
+        for outcome, job in zip(first, jobs, strict=True):
+            assert outcome is not None
+            assert outcome.gradient is not None
+            torch.testing.assert_close(outcome.gradient, evaluate(job, center).gradient)
+        ray.kill(engine.actors[0])
+        lost, kept = engine(jobs, center)
+        assert lost is None
+        assert kept is not None
+        assert all(outcome is not None for outcome in engine(jobs, center))
