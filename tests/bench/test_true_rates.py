@@ -20,7 +20,7 @@ from metastep.tasks import load_task
 
 #: Methods that move every tensor along its gradient alone, with values that make the steps large enough to measure.
 ALONG_THE_GRADIENT = {
-    **{f"sgd/{schedule}": {} for schedule in SCHEDULES if schedule != "mlr-snet-published"},
+    **{f"sgd/{name}": {} for name, one in SCHEDULES.items() if not one.base and name != "mlr-snet-published"},
     "sgd/mlr-snet-transferred": {},
     "sgd/warmup-cosine": {"warmup": 0.2},
     "hyper-sgd/global": {},
