@@ -43,7 +43,7 @@ def refused(result, *words: str) -> None:
         ((*DIGITS, "--inner-valid", "-1"), ("inner_valid must be >= 0, got -1",)),
         ((*DIGITS, "--inner-valid", "9999"), ("inner_valid + outer_valid",)),
         (("meta-train", "digits/mlp", "--hidden-size", "-1"), ("hidden_size must be >= 1, got -1",)),
-        (("meta-train", "digits/mlp", "--inner-valid", "0"), ("inner_valid must be > 0 to learn a schedule",)),
+        (("meta-train", "digits/mlp", "--inner-valid", "0"), ("inner_valid must be > 0 to run",)),
         ((*DIGITS, "--noise", "uniform", "--noise-rate", "1.2"), ("noise_rate must be in [0, 1], got 1.2",)),
         ((*DIGITS, "--noise", "flip"), ("noise and noise_rate must be given together",)),
         ((*DIGITS, "--noise-rate", "0.3"), ("noise and noise_rate must be given together",)),
