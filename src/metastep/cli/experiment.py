@@ -69,7 +69,9 @@ def load_experiment(place: Path, title: str | None = None) -> Experiment:
         ValueError: if a record lacks something; it is named.
     """
     cells: list[Cell] = []
-    off: dict[tuple[Key, float], list[float]] = defaultdict(list)  # losses by cell and factor of the rate
+    off: dict[tuple[Key, float], dict[int, float]] = defaultdict(
+        dict
+    )  # losses by seed, of a cell and factor of the rate
     for where, record in records_in(place):
         try:
             cell = _cell(record, where)
@@ -80,7 +82,7 @@ def load_experiment(place: Path, title: str | None = None) -> Experiment:
         factor = float(record.get("rate_factor", 1.0))
         if factor == 1.0:
             cells.append(cell)
-        off[cell.key, factor].append(_loss(cell))
+        off[cell.key, factor][cell.seed] = _loss(cell)
     notes = place / "notes.txt"
     return Experiment(
         title=title or (place.stem if place.is_file() else place.resolve().name),
@@ -118,7 +120,7 @@ def _loss(cell: Cell) -> float:
     return max(cell.loss, _LEAST) if cell.status == "finished" and cell.loss is not None else math.inf
 
 
-def _scores(cells: Sequence[Cell], off: Mapping[tuple[Key, float], Sequence[float]]) -> Scores:
+def _scores(cells: Sequence[Cell], off: Mapping[tuple[Key, float], Mapping[int, float]]) -> Scores:
     groups: dict[Key, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[cell.key].append(cell)
@@ -196,28 +198,34 @@ def _ranks(
     }
 
 
-def _sensitivities(off: Mapping[tuple[Key, float], Sequence[float]]) -> list[Sensitivity]:
-    """Average the loss over that at the chosen rate geometrically over tasks.
+def _sensitivities(off: Mapping[tuple[Key, float], Mapping[int, float]]) -> list[Sensitivity]:
+    """Average the loss over that at the chosen rate geometrically over tasks; both of the seeds run at every rate.
 
-    A task counts for a method where it was run at every rate and ended well at the chosen one; a rate at which the
-    method diverges on one of its tasks has an infinite loss.
+    A task counts for a method where it was run at every rate and ended well at the chosen one, which is not so if
+    another rate ended at a tenth of its loss; a rate at which the method diverges on a task has an infinite loss.
     """
     factors = sorted({factor for _, factor in off})
     if len(factors) < 2:
         return []
     found = []
-    means = {place: float(np.mean(losses)) for place, losses in off.items()}
     for method in dict.fromkeys(method for (_, method, _), _ in off):
-        keys = [
-            key
-            for key, factor in off
-            if key[1] == method and factor == 1.0 and math.isfinite(means[key, 1.0])
-            if all((key, other) in off for other in factors)
-        ]
-        if keys:
-            ratios = np.array([[means[key, factor] / means[key, 1.0] for factor in factors] for key in keys])
+        keys = [key for key, factor in off if key[1] == method and factor == 1.0]
+        means = [[_mean_of_common(off, key, factor, factors) for factor in factors] for key in keys]
+        chosen = factors.index(1.0) if 1.0 in factors else 0
+        ran = [row for row in means if not any(map(math.isnan, row))]
+        usable = [row for row in ran if math.isfinite(row[chosen]) and row[chosen] <= 10 * min(row)]
+        if usable:
+            ratios = np.array([[value / row[chosen] for value in row] for row in usable])
             found.append(Sensitivity(method=method, factors=factors, losses=np.exp(np.log(ratios).mean(0)).tolist()))
     return found
+
+
+def _mean_of_common(
+    off: Mapping[tuple[Key, float], Mapping[int, float]], key: Key, factor: float, factors: Sequence[float]
+) -> float:
+    """The mean loss of the seeds that were run at every rate; NaN where there is none."""
+    seeds = set.intersection(*(set(off.get((key, other), ())) for other in factors))
+    return float(np.mean([off[key, factor][seed] for seed in seeds])) if seeds else math.nan
 
 
 def _overheads(groups: Mapping[Key, Sequence[Cell]]) -> dict[str, float]:
