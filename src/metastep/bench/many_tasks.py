@@ -35,7 +35,8 @@ class ManyTasks:
     """Meta-training over several tasks at once, in a folder that can be resumed.
 
     Each task has a worker, which trains the task's network with the shared schedule. All meet in every meta-step: the
-    mean of their meta-gradients moves the schedule, whose new weights go to all. The r-th meta-steps of all are round r; a task with fewer of them than the others leaves when it has had its own.
+    mean of their meta-gradients moves the schedule, whose new weights go to all. The r-th meta-steps of all are round
+    r; a task with fewer of them than the others leaves when it has had its own.
 
     A lost worker costs the steps of its task since the last checkpoint: another worker takes the task from there, and
     the others wait for it. The third loss drops the task.

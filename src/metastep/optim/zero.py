@@ -28,6 +28,6 @@ def refuse_zero_redundancy(group: dict[str, Any]) -> None:
             return
         if type(frame.f_locals.get("self")).__name__ == "ZeroRedundancyOptimizer":
             raise ValueError(
-                f"levels must be one of 'layer', 'unit', 'parameter' alone under ZeroRedundancyOptimizer, got {levels}: "
-                "a rank sees only some of the tensors there; or shard the model by torch.distributed.fsdp.fully_shard."
+                f"levels must be one of 'layer', 'unit', 'parameter' alone under ZeroRedundancyOptimizer, got {levels}:"
+                " a rank sees only some of the tensors there; or shard the model by torch.distributed.fsdp.fully_shard."
             )
