@@ -233,7 +233,7 @@ def test_a_learning_run_leaves_its_snapshots_as_one_schedule_of_phases(tmp_path:
 
 
 def test_a_schedule_cannot_be_learned_without_validation_data(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="inner_valid must be > 0 to run .* on digits/convnet, got 0"):
+    with pytest.raises(ValueError, match=r"inner_valid must be > 0 to run .* on digits/convnet, got 0"):
         Run(learning_config(inner_valid=0), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
