@@ -47,8 +47,8 @@ def draw(found: list[dict[str, Any]], method: str) -> plt.Figure:
         axis.set_title(task, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=9, frameon=False)
+    lines = dict(sorted(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True), reverse=True))
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=5, fontsize=9, frameon=False)
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("learning rate", fontsize=9)
     return figure
