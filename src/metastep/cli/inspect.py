@@ -12,6 +12,7 @@ from rich.table import Table
 
 from metastep.cli import options as o
 from metastep.cli.display import say, show
+from metastep.cli.watched import runs_note, runs_table, watched_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,10 @@ def inspect(
     plot: Annotated[Path | None, typer.Option(help="PNG to draw; default: FILE's name with -rates.png, here.")] = None,
     json: o.Json = False,
 ) -> None:
-    """Show a schedule's configuration and the rate it would set for a falling, a rising and a flat loss."""
+    """Show a schedule's configuration and the rate it would set for a falling, a rising and a flat loss.
+
+    One that watches its optimizer is shown in three short runs on digits/mlp, from 0.01, 1 and 10 times the usual rate.
+    """
     from metastep.schedules import load_schedule
     from metastep.schedules.checkpoint import read_schedule_file
 
@@ -40,14 +44,8 @@ def inspect(
     if num_classes < 2:
         raise ValueError(f"num_classes must be >= 2, got {num_classes}.")
     schedule = load_schedule(file, gate_layout).with_total_steps(steps)  # type: ignore[arg-type]
-    start = math.log(num_classes)
-    losses = {
-        "falling": [start * (1 - 0.95 * step / (steps - 1)) for step in range(steps)],
-        "rising": [start * (0.05 + 0.95 * step / (steps - 1)) for step in range(steps)],
-        "flat": [start / 2] * steps,
-    }
-    rates = {name: _rates(schedule, values, num_classes, start) for name, values in losses.items()}
-    settled = _settled(schedule, num_classes)
+    watches = schedule.watches is not None
+    found = watched_runs(schedule, steps) if watches else _answers(schedule, steps, num_classes)
     facts = {
         "class": type(schedule).__name__,
         "weights": sum(weight.numel() for weight in schedule.parameters()),
@@ -55,19 +53,31 @@ def inspect(
         "config": schedule.config(),
     }
     if json:
-        o.print_json({**facts, "rates": rates, "settled": settled})
+        o.print_json({**facts, **found})
         return
     show(_facts_table(file, facts))
-    show(_rates_table(rates))
-    for phase in settled:
-        say(
-            f"Fed any constant loss from 0 to {start:.2f}, snapshot {phase['snapshot']} settles between "
-            f"{phase['lowest']:.4f} and {phase['highest']:.4f}: it reacts by {phase['reaction']:.1%}."
-        )
+    if watches:
+        show(runs_table(found))
+        say(runs_note(found, schedule))
+    else:
+        show(_rates_table(found["rates"]))
+        _say_settled(found["settled"], num_classes)
     from metastep.report import rate_plot
 
     target = plot or Path(f"{Path(file).stem}-rates.png")
-    say(f"plot: {rate_plot(rates, target, title=Path(file).name)}")
+    say(f"plot: {rate_plot(found['rates'], target, title=Path(file).name)}")
+
+
+def _answers(schedule: Schedule, steps: int, num_classes: int) -> dict[str, Any]:
+    """The rates for made-up losses, and where each snapshot settles."""
+    start = math.log(num_classes)
+    losses = {
+        "falling": [start * (1 - 0.95 * step / (steps - 1)) for step in range(steps)],
+        "rising": [start * (0.05 + 0.95 * step / (steps - 1)) for step in range(steps)],
+        "flat": [start / 2] * steps,
+    }
+    rates = {name: _rates(schedule, values, num_classes, start) for name, values in losses.items()}
+    return {"rates": rates, "settled": _settled(schedule, num_classes)}
 
 
 def _rates(schedule: Schedule, losses: Sequence[float], num_classes: int, initial: float) -> list[float]:
@@ -96,6 +106,15 @@ def _settled(schedule: Schedule, num_classes: int, losses: int = 12) -> list[dic
         reaction = (high - low) / (sum(outputs) / losses)
         found.append({"snapshot": number, "lowest": low, "highest": high, "reaction": reaction})
     return found
+
+
+def _say_settled(settled: Sequence[dict[str, float]], num_classes: int) -> None:
+    highest = math.log(num_classes)
+    for phase in settled:
+        say(
+            f"Fed any constant loss from 0 to {highest:.2f}, snapshot {phase['snapshot']} settles between "
+            f"{phase['lowest']:.4f} and {phase['highest']:.4f}: it reacts by {phase['reaction']:.1%}."
+        )
 
 
 def _facts_table(file: str, facts: dict[str, Any]) -> Table:
