@@ -15,13 +15,13 @@ STEPS = 6
 sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def watching(scope: str = "network") -> ms.SignalSchedule:
+def watching(scope: str = "network", total_steps: int = STEPS, spread: float = 0.2) -> ms.SignalSchedule:
     """A schedule of signals with random weights, whose rate moves."""
     torch.manual_seed(0)
-    schedule = ms.SignalSchedule(scope=scope, total_steps=STEPS)
+    schedule = ms.SignalSchedule(scope=scope, total_steps=total_steps)
     with torch.no_grad():
         for weight in schedule.parameters():
-            weight.normal_(0, 0.2)
+            weight.normal_(0, spread)
     return schedule
 
 
@@ -86,6 +86,23 @@ def test_under_lightning(scope: str, tmp_path: Path) -> None:
     assert module.used == pytest.approx(plain(scope), rel=1e-5)
     assert manual.used == module.used
     assert torch.equal(weights(manual), weights(module))
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+@pytest.mark.parametrize("scope", ["network", "layer"])
+def test_resumed_under_lightning(scope: str, tmp_path: Path) -> None:
+    """From the end of an epoch: in the middle of one, Lightning begins with the epoch's first batch again."""
+    pytest.importorskip("lightning.pytorch", reason="Lightning is not installed: the extra [lightning]")
+    from tests.integrations.lightning_runs import weights
+    from tests.integrations.test_lightning_resume import resumed
+
+    from metastep.integrations.lightning import LearnedLRCallback
+
+    # more spread, and the rates of layers lie on their lower bound by then
+    undisturbed, after = resumed(tmp_path, lambda: [LearnedLRCallback(watching(scope, 2 * STEPS, spread=0.05))])
+    assert len(set(after.used)) == STEPS
+    assert after.used == undisturbed.used[STEPS:]
+    assert torch.equal(weights(after), weights(undisturbed))
 
 
 @pytest.mark.filterwarnings("ignore")  # of Transformers
