@@ -51,9 +51,17 @@ def card(name: str, entry: dict[str, Any]) -> ScheduleCard:
 
 
 def transfer(part: dict[str, Any]) -> Transfer:
-    """One table; the first of its rows is the schedule's own."""
+    """One table; the first of its rows is the schedule's own.
+
+    A row is the label of its records, or a table of what they have in common. Those of an experiment are of one task,
+    too, and of the rate that was chosen.
+    """
+    common = {"rate_factor": 1.0, "task": part["task"]} if "task" in part else {}
     records = [record for path in part["records"] for record in read(path)]
-    rows = {shown: [record for record in records if record["label"] == label] for shown, label in part["rows"].items()}
+    rows = {}
+    for shown, row in part["rows"].items():
+        wanted = {**common, **(row if isinstance(row, dict) else {"label": row})}
+        rows[shown] = [one for one in records if all(one[key] == value for key, value in wanted.items())]
     source = ", ".join(f"`results/{path}`" for path in part["records"])
     return Transfer(title=part["title"], records=rows, ours=next(iter(rows)), source=source, note=part.get("note", ""))
 
