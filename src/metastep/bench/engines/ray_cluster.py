@@ -98,7 +98,7 @@ class RayCluster:
         ray = _ray()
         if not ray.is_initialized():
             try:
-                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
+                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConnectionError(
                     f"address must be that of a Ray cluster that can be reached, got {self._address} "
