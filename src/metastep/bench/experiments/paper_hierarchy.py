@@ -18,7 +18,7 @@ HIERARCHY = (
     Experiment(
         name="paper/hierarchy",
         summary="MLP, LeNet-5, ResNet-18 and -34 on MNIST, CIFAR-10 and SVHN: rates of the network, layers, units",
-        source="arXiv 2008.07277, section 5",
+        source="arXiv 2008.07277",
         methods=METHODS,
         small=Scale(
             arenas=tuple(

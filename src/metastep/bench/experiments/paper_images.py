@@ -40,7 +40,7 @@ IMAGES = (
     Experiment(
         name="paper/images",
         summary="ResNet-18 on CIFAR-10 and WRN-28-10 on CIFAR-100, 200 epochs, the families of SGD and of Adam",
-        source="arXiv 2007.14546, section 4.1",
+        source="arXiv 2007.14546",
         methods=(*SGD_FAMILY, *ADAM_FAMILY),
         small=Scale(
             arenas=(Arena(task="cifar10/resnet8", settings={**SMALL, "steps": 150, "eval_every": 75}),), seeds=1
@@ -55,7 +55,7 @@ IMAGES = (
     Experiment(
         name="paper/imagenet",
         summary="ResNet-50 on ImageNet, 90 epochs, with a schedule that was learned on CIFAR-10",
-        source="arXiv 2007.14546, section 4.2",
+        source="arXiv 2007.14546",
         methods=TRANSFERRED,
         small=Scale(
             arenas=(

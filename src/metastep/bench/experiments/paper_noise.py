@@ -20,7 +20,7 @@ NOISE = (
     Experiment(
         name="paper/noise",
         summary="CIFAR-10 with 20, 40 and 60 % wrong labels, drawn uniformly or taken from the next class",
-        source="arXiv 2007.14546, section 4.3",
+        source="arXiv 2007.14546",
         methods=SGD_FAMILY,
         small=Scale(arenas=_noisy("cifar10/resnet8", **SMALL, steps=100, eval_every=50), seeds=1),
         full=Scale(arenas=_noisy("cifar10/resnet18", epochs=200), seeds=3),

@@ -7,7 +7,7 @@ TEXT = (
     Experiment(
         name="paper/text",
         summary="LSTMs of 2 and of 3 layers on the Penn Treebank, 150 epochs, the families of SGD and of Adam",
-        source="arXiv 2007.14546, section 4.1",
+        source="arXiv 2007.14546",
         methods=(*SGD_FAMILY, *ADAM_FAMILY),
         small=Scale(arenas=(Arena(task="ptb/lstm-small", settings={"steps": 60, "eval_every": 30}),), seeds=1),
         full=Scale(

@@ -3,7 +3,7 @@
 from metastep.bench.experiments.experiment import Arena, Experiment, Scale
 from metastep.bench.experiments.paper_images import SMALL, TRANSFERRED
 
-_SOURCE = "arXiv 2007.14546, section 4.2"
+_SOURCE = "arXiv 2007.14546"
 _RESNET = "cifar10/resnet18"
 
 
