@@ -1,12 +1,12 @@
 """The workers of a population as actors of a Ray cluster."""
 
-import importlib
 import queue
 import threading
 from typing import Any
 
 from metastep.bench.task_messages import Assignment, Failed, Message, is_last
 from metastep.bench.task_worker import train_task
+from metastep.meta.ray_start import ray_started
 
 
 class RayWorkers:
@@ -27,18 +27,7 @@ class RayWorkers:
     """
 
     def __init__(self, tasks: int, address: str | None = None, *, cuda: bool = False) -> None:
-        try:
-            self._ray: Any = importlib.import_module("ray")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("engine ray needs Ray; pip install metastep[ray].") from error
-        self._ours = not self._ray.is_initialized()
-        if self._ours:
-            try:
-                self._ray.init(address=address or "local", include_dashboard=None if address else False, **_QUIET)
-            except (ConnectionError, ValueError) as error:
-                raise ConnectionError(
-                    f"no Ray cluster at {address!r} ({error}); start one: ray start --head."
-                ) from error
+        self._ray, self._ours = ray_started(address)
         try:
             self._share = self._shares(tasks, cuda=cuda)
         except ValueError:
@@ -107,9 +96,6 @@ class RayWorkers:
                 raise ValueError("device must be one that the cluster has, got cuda; Ray knows of no GPU there.")
             shares["num_gpus"] = _share(total["GPU"], tasks)
         return shares
-
-
-_QUIET = {"log_to_driver": False, "configure_logging": False}
 
 
 def _share(total: float, tasks: int) -> float:

@@ -1,14 +1,12 @@
 """The populations of a meta-step as tasks of a Ray cluster; what is lost costs that population only."""
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor
 
 from metastep.meta.population.jobs import Job, Outcome, evaluate
-
-_QUIET = {"log_to_driver": False, "configure_logging": False}
+from metastep.meta.ray_start import ray_started
 
 
 class RayEngine:
@@ -26,18 +24,7 @@ class RayEngine:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        try:
-            self._ray: Any = importlib.import_module("ray")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("engine ray needs Ray; pip install metastep[ray].") from error
-        self._ours = not self._ray.is_initialized()
-        if self._ours:
-            try:
-                self._ray.init(address=address or "local", include_dashboard=None if address else False, **_QUIET)
-            except (ConnectionError, ValueError) as error:
-                raise ConnectionError(
-                    f"no Ray cluster at {address!r} ({error}); start one: ray start --head."
-                ) from error
+        self._ray, self._ours = ray_started(address)
         self.actors: list[Any] = []
 
     def __call__(self, jobs: Sequence[Job], center: Tensor) -> list[Outcome | None]:

@@ -1,0 +1,29 @@
+"""Reach a Ray cluster, or start one on this machine."""
+
+import importlib
+from typing import Any
+
+_QUIET = {"log_to_driver": False, "configure_logging": False}
+
+
+def ray_started(address: str | None) -> tuple[Any, bool]:
+    """Return the module ``ray``, connected, and whether this call connected it, so that who asked is to shut it down.
+
+    Args:
+        address: of a running cluster ("auto", "ray://host:10001", ...); None starts one on this machine.
+
+    Raises:
+        ModuleNotFoundError: without ray.
+        ConnectionError: if there is no cluster at the address.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("engine ray needs Ray; pip install metastep[ray].") from error
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(address=address or "local", include_dashboard=None if address else False, **_QUIET)
+        except (ConnectionError, ValueError) as error:
+            raise ConnectionError(f"no Ray cluster at {address!r} ({error}); start one: ray start --head.") from error
+    return ray, ours
