@@ -35,21 +35,23 @@ def base_config(**changes: Any) -> RunConfig:
 def _kind(method: Method) -> tuple[Any, ...]:
     """What a method consists of, but for the base optimizer under a schedule or a level."""
     if "/" not in method.name:
-        return (method.name,)
+        return ("alone", method.name)
     first, _, rest = method.name.partition("/")
-    return ("hyper", rest) if first.startswith("hyper-") else ("schedule", rest, method.scale)
+    nesterov = "nesterov" in method.options  # whose rates need another tensor of state
+    return ("hyper", rest, nesterov) if first.startswith("hyper-") else ("schedule", rest, method.scale)
 
 
 def _first_of_each_kind() -> list[str]:
     kinds: dict[tuple[Any, ...], str] = {}
     for name, method in METHODS.items():
-        for kind in (_kind(method), ("optimizer", method.optimizer)):
+        optimizer = ("optimizer", method.optimizer, *sorted(method.options))
+        for kind in (_kind(method), optimizer):
             if available(method):
                 kinds.setdefault(kind, name)
     return list(dict.fromkeys(kinds.values()))
 
 
-#: Every optimizer, every schedule, every choice of levels and every rule, at least once.
+#: Every optimizer with every set of options, every schedule, every choice of levels and every rule, at least once.
 ONE_OF_EACH = _first_of_each_kind()
 
 

@@ -54,6 +54,9 @@ def test_the_methods_under_contract_are_of_every_optimizer_schedule_level_and_ru
     hyper = [method.options for method in tried if method.optimizer.startswith("hyper-")]
     assert {level for options in hyper for level in options["levels"]} == set(LEVELS)
     assert {options["rule"] for options in hyper} == set(RULES)
+    nesterov = [method for method in METHODS.values() if method.name.startswith("hyper-sgd-nesterov/")]
+    assert nesterov
+    assert {method.name for method in nesterov} <= set(ONE_OF_EACH)
 
 
 # ---- what the table says
@@ -72,7 +75,7 @@ def test_every_method_says_where_it_is_from_and_what_it_tunes(name):
 
 
 def test_the_table_holds_every_schedule_over_every_base_optimizer():
-    for base in ("sgd", "sgd-momentum", "adam", "adamw"):
+    for base in ("sgd", "sgd-momentum", "sgd-nesterov", "adam", "adamw"):
         fitting = [name for name, schedule in SCHEDULES.items() if schedule.base in ("", base)]
         assert {f"{base}/{schedule}" for schedule in fitting} <= METHODS.keys()
     assert METHODS["sgd/constant"].configure(base_config()).optimizer_options == {"weight_decay": 1e-3}
@@ -110,6 +113,13 @@ def test_weight_decay_is_the_tasks_where_the_optimizer_has_one(name):
     else:
         with pytest.raises(ValueError, match="refuses the options"):
             make_optimizer(config.optimizer, model, config.lr, options, steps_per_epoch=5)
+
+
+@pytest.mark.parametrize("name", ["sgd-nesterov/cosine", "hyper-sgd-nesterov/global+layer", "hd-sgd-nesterov"])
+def test_nesterov_momentum_reaches_the_optimizer(name):
+    config = METHODS[name].configure(base_config())
+    made = make_optimizer(config.optimizer, load_task("wine/mlp").make_model(), config.lr, config.optimizer_options)
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in made.param_groups)
 
 
 def test_a_method_that_learns_has_a_meta_update_now_and_then_or_as_the_base_says():

@@ -5,11 +5,17 @@ from metastep.bench.experiments.paper_images import SMALL
 
 _LEVELS = ("global", "layer", "unit", "parameter", "global+layer", "global+layer+unit")
 
-#: Each base at its own rate, as first published with one rate that adapts, and with each level and combination.
+#: Each base at its own rate and under a cosine, as first published with one rate that adapts, and with each level and
+#: combination.
 METHODS = tuple(
     name
-    for base, first in (("sgd-momentum", "hd-sgd"), ("adam", "hd-adam"))
-    for name in (f"{base}/constant", first, *(f"hyper-{base}/{levels}" for levels in _LEVELS))
+    for base in ("sgd-nesterov", "adam")
+    for name in (
+        f"{base}/constant",
+        f"{base}/cosine",
+        f"hd-{base}",
+        *(f"hyper-{base}/{levels}" for levels in _LEVELS),
+    )
 )
 
 _NETWORKS = {"mlp": 100, "lenet5": 100, "resnet18": 200, "resnet34": 200}  # epochs

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from metastep.bench.method import LR, Method
 from metastep.bench.spaces import Choice, LogUniform
+from metastep.bench.table.scheduled import BASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,18 +31,20 @@ def neighbours() -> Iterator[Method]:
 
 def _hypergradient() -> Iterator[Method]:
     """Hypergradient descent as first published: one rate, moved by the gradient itself."""
-    for base, rate, beta, betas in (
-        ("sgd", 1e-3, 1e-3, LogUniform(1e-6, 1e-1)),
-        ("adam", 1e-3, 1e-7, LogUniform(1e-10, 1e-4)),
+    for first, beta, betas in (
+        ("sgd", 1e-3, LogUniform(1e-6, 1e-1)),
+        ("sgd-nesterov", 1e-3, LogUniform(1e-6, 1e-1)),
+        ("adam", 1e-7, LogUniform(1e-10, 1e-4)),
     ):
+        base = BASES[first]
         yield Method(
-            name=f"hd-{base}",
+            name=f"hd-{first}",
             summary="hypergradient descent as published: one rate, additive",
             source="arXiv 1703.04782",
-            optimizer=f"hyper-{base}",
-            options={"levels": ["global"], "rule": "additive", "reduce": "sum"},
+            optimizer=f"hyper-{base.optimizer}",
+            options={**base.options, "levels": ["global"], "rule": "additive", "reduce": "sum"},
             space={LR: LogUniform(1e-5, 1.0), "hyper_lr": betas},
-            defaults={LR: rate, "hyper_lr": beta},
+            defaults={LR: 1e-3, "hyper_lr": beta},
         )
 
 

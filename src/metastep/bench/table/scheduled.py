@@ -34,6 +34,13 @@ BASES: dict[str, Base] = {
         rates=LogUniform(1e-4, 3.0),
         source="Polyak 1964; Sutskever et al. 2013",
     ),
+    "sgd-nesterov": Base(
+        optimizer="sgd",
+        options={"momentum": 0.9, "nesterov": True},
+        lr=0.1,
+        rates=LogUniform(1e-4, 3.0),
+        source="Nesterov 1983; Sutskever et al. 2013",
+    ),
     "adam": Base(optimizer="adam", lr=1e-3, rates=LogUniform(1e-5, 0.1), source="arXiv 1412.6980"),
     "adamw": Base(optimizer="adamw", lr=1e-3, rates=LogUniform(1e-5, 0.1), source="arXiv 1711.05101"),
 }
