@@ -165,3 +165,59 @@ def test_a_captured_step_goes_on_from_the_state_of_the_last() -> None:
         found.append(here.lr.get_last_lr()[0])
     lr = ms.LearnedLR(other, net(), initial_loss=2.3, num_classes=10)
     assert found == pytest.approx(rates(lr, other, [2.3] * 3 + [2.0, 1.0, 0.5])[3:], rel=1e-4)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda: ms.MLRSNet(4, num_layers=2),
+        lambda: ms.SignalSchedule(total_steps=40),
+        lambda: ms.SignalSchedule(recurrent=True, scope="layer", total_steps=40),
+        lambda: ms.load_schedule("signal-adamw"),
+    ],
+)
+def test_a_replayed_query_is_the_query(schedule) -> None:
+    found = []
+    for recorded in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)).cuda()
+        x = torch.randn(64, 5, device="cuda")
+        rate = torch.tensor(1e-3, device="cuda")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, capturable=True)
+        torch.manual_seed(1)
+        lr = ms.LearnedLR(optimizer, schedule(), num_classes=10, total_steps=40)
+        if not recorded:
+            lr._query = lambda schedule, loss, state: schedule(loss, state)
+        rates = []
+        for step in range(40):
+            optimizer.zero_grad()
+            loss = (model(x) - x.sum(1, keepdim=True).sin()).square().mean()
+            loss.backward()
+            lr.observe(loss * (math.nan if step == 20 else 1))
+            optimizer.step()
+            rates.append(lr.get_last_lr())
+            if step == 25:
+                lr.extend(60)
+        found.append((rates, [p.detach().clone() for p in model.parameters()], lr))
+    assert found[0][2]._query._recorded is not None
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@gpu
+@needs_gpu
+def test_replaced_weights_are_asked_anew() -> None:
+    here = OnDevice("cuda")
+    loss = torch.tensor(2.3, device="cuda")
+    for _ in range(6):
+        here.lr.observe(loss)
+        here.optimizer.step()
+    with torch.no_grad():
+        for weight in here.lr.schedule.parameters():
+            weight.zero_()  # in place: the recorded query sees it
+    expected = here.lr.schedule(loss, here.lr.state)[0] * here.lr.scale
+    here.lr.observe(loss)
+    here.optimizer.step()
+    assert here.lr.get_last_lr()[0] == pytest.approx(float(expected), rel=1e-6)

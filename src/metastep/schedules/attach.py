@@ -14,6 +14,7 @@ from metastep.schedules.agreement import Agreement
 from metastep.schedules.arguments import whole
 from metastep.schedules.attaching import check_numbers, check_optimizer, warn_of_another_base
 from metastep.schedules.base import Loss, Rate, Reading, Schedule, State
+from metastep.schedules.graphed import GraphedQuery
 from metastep.schedules.groups import GroupRates
 from metastep.schedules.reading import Signals
 from metastep.schedules.resuming import go_on_from, saved_state
@@ -109,6 +110,7 @@ class LearnedLR:
         self._window = LossWindow(math.nan if initial_loss is None else initial_loss)
         self._scale.mean_over_ranks = self.agreement.mean
         self._held = False
+        self._query = GraphedQuery()
         self._last_rate: Rate | None = None
         self._device = self.groups.device()
         self._on_host = self._device.type == "cpu"
@@ -205,8 +207,8 @@ class LearnedLR:
             alpha, state = self.schedule.query(float(loss), self.state)
             return self._bounded(alpha), state
         with torch.no_grad():
-            alpha, state = self.schedule(loss, self.state)
-            rate = self._bounded(alpha)
+            rate, state = self._query(self.schedule, loss, self.state)
+            rate = self._bounded(rate)
             if self.signals is not None:
                 rate = self.signals.unless_skipped(rate, self.schedule.skips(state), on_host=self._on_host)
         return rate, state

@@ -36,6 +36,7 @@ class GroupRates:
             self.bases.append(self._initial_rate(groups, place))
         self.reference = next((base for base in self.bases if base != 0), 0.0)
         self._ratios = [base / self.reference if self.reference else 1.0 for base in self.bases]
+        self._ratio_vector: Tensor | None = None
 
     def _initial_rate(self, groups: list[dict[str, Any]], place: int) -> float:
         lr = groups[place]["lr"]
@@ -60,7 +61,9 @@ class GroupRates:
         """The rate of each group: ``rate``, or its part in a vector of them, times the group's ratio."""
         self.adopt_new_groups()
         if isinstance(rate, Tensor) and rate.ndim:
-            return [one * ratio for one, ratio in zip(rate.unbind(), self._ratios, strict=True)]
+            if self._ratio_vector is None or self._ratio_vector.device != rate.device:
+                self._ratio_vector = torch.tensor(self._ratios, dtype=rate.dtype).to(rate.device)
+            return list((rate * self._ratio_vector).unbind())
         return [rate * ratio for ratio in self._ratios]
 
     def write(self, rate: float | Tensor) -> None:
@@ -69,12 +72,14 @@ class GroupRates:
         Args:
             rate: one number, or one for each group, (groups,).
         """
-        for group, value in zip(self.optimizer.param_groups, self._of_each(rate), strict=True):
-            lr = group["lr"]
+        values: list[Any] = self._of_each(rate)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if all(isinstance(one, Tensor) for one in (*rates, *values)):
+            torch._foreach_copy_(rates, values)  # on a device many copies are one kernel
+            return
+        for group, lr, value in zip(self.optimizer.param_groups, rates, values, strict=True):
             if not isinstance(lr, Tensor):
                 group["lr"] = float(value)
-            elif isinstance(value, Tensor):
-                lr.copy_(value)
             else:
                 lr.fill_(value)
 

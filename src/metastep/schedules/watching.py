@@ -35,10 +35,10 @@ class _Bucket:
     rows: list[int]
     before: Tensor
     parts: int
+    sizes: list[int]
 
-    @property
-    def sizes(self) -> list[int]:
-        return [_flat(local(parameter)).numel() for parameter in self.parameters]
+    def __post_init__(self) -> None:
+        self.sizes_there = torch.tensor(self.sizes, device=self.before.device)
 
 
 class Watch:
@@ -111,7 +111,8 @@ class Watch:
         self._buckets = []
         for (_, _, parts), rows in kinds.items():
             members = [parameters[place] for place in rows]
-            self._buckets.append(_Bucket(members, rows, _joined(map(local, members)), parts))
+            sizes = [_flat(local(member)).numel() for member in members]
+            self._buckets.append(_Bucket(members, rows, _joined(map(local, members)), parts, sizes))
         order = [place for bucket in self._buckets for place in bucket.rows]
         back = sorted(range(len(order)), key=order.__getitem__)
         self._order = torch.tensor(back, device=self._buckets[0].before.device) if back != sorted(back) else None
@@ -128,8 +129,7 @@ class Watch:
         moved = bucket.before.to(wide).sub_(now)  # in place, unless it is widened
         gradient, here = gradient.to(wide), now.to(wide)
         pairs = ((gradient, moved), (gradient, gradient), (moved, moved), (here, here))
-        lengths = bucket.sizes if self.layers else [now.numel()]
-        dot, grad_sq, moved_sq, size_sq = (_dots(x, y, lengths) for x, y in pairs)
+        dot, grad_sq, moved_sq, size_sq = (_dots(x, y, bucket if self.layers else None) for x, y in pairs)
         least = torch.finfo(now.dtype).eps / 4  # of a parameter: what is less, rounding decides
         moved_sq = torch.where(moved_sq < least**2 * size_sq, 0, moved_sq)
         sums = torch.stack((dot, grad_sq, moved_sq, size_sq), dim=-1)
@@ -168,10 +168,14 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _dots(x: Tensor, y: Tensor, lengths: list[int]) -> Tensor:
-    """The inner products of the parts of two vectors: (parts,), float64 where there is such a thing."""
+def _dots(x: Tensor, y: Tensor, bucket: _Bucket | None) -> Tensor:
+    """The inner products of a bucket's members, or of two whole vectors: (parts,), float64 where there is one."""
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    parts = zip(torch.split(x, lengths), torch.split(y, lengths), strict=True)
+    if bucket is None:
+        return _dot(x, y).to(dtype).reshape(1)
+    if x.is_cuda:  # one kernel: a product for each member would be all launches
+        return torch.segment_reduce(x * y, "sum", lengths=bucket.sizes_there, unsafe=True).to(dtype)
+    parts = zip(torch.split(x, bucket.sizes), torch.split(y, bucket.sizes), strict=True)
     return torch.stack([_dot(a, b).to(dtype) for a, b in parts])
 
 
