@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from metastep.optim.work import Work
 
 BACKEND = "inductor"
+#: Loops of small tensors gain nothing from another order, and looking for one ends in an assertion in torch 2.11.
+OPTIONS = {"loop_ordering_after_fusion": False}
 MOST_VARIANTS = 4  # of one group; beyond these the passes run uncompiled
 
 Pass = Callable[..., Any]
@@ -61,7 +63,8 @@ def compiled_pass(work: Work, name: str, make: Callable[[Direction, Plan], Pass]
         own = types.FunctionType(
             function.__code__.replace(), function.__globals__, name, function.__defaults__, function.__closure__
         )
-        cache[key] = torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
+        options = OPTIONS if BACKEND == "inductor" else None
+        cache[key] = torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False, options=options)
     return cache[key]
 
 
