@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BACKEND = "inductor"
 #: Loops of small tensors gain nothing from another order, and looking for one ends in an assertion in torch 2.11.
-OPTIONS = {"loop_ordering_after_fusion": False}
+OPTIONS: dict[str, Any] = {"loop_ordering_after_fusion": False}
 MOST_VARIANTS = 4  # of one group; beyond these the passes run uncompiled
 
 Pass = Callable[..., Any]
