@@ -37,7 +37,14 @@ TRANSFER = (
         summary="batches of 64 to 1024, with a schedule that was learned on 128",
         source=_SOURCE,
         methods=TRANSFERRED,
-        small=Scale(arenas=_batches("cifar10/resnet8", (16, 64, 256), train_size=4000, threads=1, steps=75), seeds=2),
+        small=Scale(
+            arenas=_batches(
+                "cifar10/resnet8",
+                (16, 64, 256),
+                **{"train_size": 4000, "outer_valid": 1000, "threads": 1, "steps": 75, "eval_every": 25},
+            ),
+            seeds=2,
+        ),
         full=Scale(arenas=_batches(_RESNET, (64, 256, 512, 1024), epochs=200), seeds=3),
     ),
     Experiment(
