@@ -197,6 +197,29 @@ def test_the_trainers_own_optimizer_is_attached_when_it_is_made(tmp_path: Path) 
     assert rates == pytest.approx([0.01 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)])
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_trainer_teaches_a_schedule_whose_rates_it_makes_itself(tmp_path: Path, scaled: bool) -> None:
+    model, learners = gpt2(), []
+
+    def make(optimizer, steps):
+        lr = ms.LearnedLR(optimizer, learned(), num_classes=128)
+        learners.append(learning([model])(lr))
+        return learners[-1]
+
+    trainer = LearnedLRTrainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), max_steps=4, max_grad_norm=0, save_strategy="no", **QUIET),
+        train_dataset=passages(32),
+        learned_lr=make,
+    )
+    if scaled:  # as under fp16, where Accelerate's wrapper of the optimizer calls the step that it found at first
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for _ in range(2):
+        trainer.train()
+    assert [learner.meta_updates for learner in learners] == [2, 2]
+    assert [learner.lr.steps for learner in learners] == [4, 4]
+
+
 @pytest.mark.parametrize("make", [partial(HyperSGD, lr=0.1), partial(HyperAdamW, lr=1e-3)])
 def test_hypergradient_optimizers_run_and_resume_bit_exactly(tmp_path: Path, make) -> None:
     weights, rates = [], []

@@ -97,3 +97,13 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def read_step_again(optimizer: Optimizer) -> None:
+    """Let Accelerate's wrapper, if it is one, use the ``step`` that its optimizer has now.
+
+    Under a GradScaler the wrapper calls, and puts back, the ``step`` that it found when it was made: a MetaLearner that
+    was given the optimizer since would never be asked.
+    """
+    if isinstance(optimizer, AcceleratedOptimizer):
+        optimizer.__setstate__(optimizer.__getstate__())  # as after pickling, when it looks for it, too

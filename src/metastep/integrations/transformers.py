@@ -14,7 +14,7 @@ from metastep.schedules import LearnedLR
 try:
     from transformers import Trainer
 
-    from metastep.integrations.accelerate import unwrapped
+    from metastep.integrations.accelerate import read_step_again, unwrapped
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         'metastep.integrations.transformers needs Transformers and Accelerate: pip install "metastep[transformers]".',
@@ -91,6 +91,7 @@ class LearnedLRTrainer(Trainer):
                 self._made.lr.groups.write(self._made.lr.groups.reference)
             scheduler = self._made = AsScheduler(self._make_lr(chosen, num_training_steps))
             self._check_optimizer(scheduler, chosen)
+            read_step_again(given)
             self.lr_scheduler = scheduler  # type: ignore[assignment]
             self._created_lr_scheduler = True  # the next train() makes another
         return super().create_scheduler(num_training_steps, optimizer)
