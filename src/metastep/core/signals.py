@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -166,6 +166,17 @@ def feature_names(names: Sequence[str]) -> tuple[str, ...]:
     """What stands in the features of these signals: themselves, and the masks of those that may be missing."""
     masks = (("horizon_known", HORIZON_SIGNALS), ("loss_known", LOSS_SIGNALS))
     return (*names, *(mask for mask, masked in masks if any(name in masked for name in names)))
+
+
+def scope_feature_names(names: Sequence[str], scope: Literal["network", "layer"]) -> tuple[str, ...]:
+    """What a schedule of this scope reads: :func:`feature_names`, and beside them the layer's own of LAYER_SIGNALS."""
+    own = tuple(f"layer {name}" for name in layer_signals(names)) if scope == "layer" else ()
+    return (*feature_names(names), *own)
+
+
+def layer_signals(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of these signals that a layer has of its own, in their order."""
+    return tuple(name for name in names if name in LAYER_SIGNALS)
 
 
 def features(

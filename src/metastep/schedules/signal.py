@@ -22,10 +22,11 @@ from metastep.core.signals import (
     LAYER_SIGNALS,
     SIGNALS,
     check_signals,
-    feature_names,
     features,
     layer_features,
+    layer_signals,
     observe,
+    scope_feature_names,
 )
 from metastep.schedules.arguments import between, one_of, require, whole
 from metastep.schedules.base import Loss, Reading, Schedule
@@ -113,12 +114,11 @@ class SignalSchedule(Schedule):
         self.trained_for = trained_for
         self.watches = self.scope
         self.layers = 0  # how many rates LearnedLR needs
-        self.layer_signals = tuple(name for name in self.signals if name in LAYER_SIGNALS)
-        self.feature_names = feature_names(self.signals)
+        self.layer_signals = layer_signals(self.signals)
+        self.feature_names = scope_feature_names(self.signals, self.scope)
         if scope == "layer":
             allowed = f"one of {', '.join(LAYER_SIGNALS)} at least"
             require(bool(self.layer_signals), "signals", allowed, signals, "a layer needs a signal of its own")
-            self.feature_names += tuple(f"layer {name}" for name in self.layer_signals)
         self.weights = nn.Parameter(self._fresh_weights())
 
     def _fresh_weights(self) -> Tensor:

@@ -4,12 +4,16 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import metastep as ms
+from metastep.core.signals import SIGNALS
 from metastep.meta.population.data import MADE, load
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.members import WORST_LOSS, Members, Policy
+from metastep.meta.population.networks import MLP
+from metastep.meta.population.rules import Base
+from metastep.schedules.signal import Scope
 
 
 def weights_of(policy: Policy, members: int, spread: float = 0.3) -> torch.Tensor:
@@ -17,7 +21,9 @@ def weights_of(policy: Policy, members: int, spread: float = 0.3) -> torch.Tenso
     return torch.randn(members, policy.size, generator=torch.Generator().manual_seed(0)) * spread
 
 
-def test_members_train_as_each_would_alone(policy: Policy, spec: TaskSpec) -> None:
+@pytest.mark.parametrize("scope", ["network", "layer"])
+def test_members_train_as_each_would_alone(scope: Scope, policy: Policy, spec: TaskSpec) -> None:
+    policy = policy._replace(scope=scope)
     weights, rates = weights_of(policy, 3).double(), torch.tensor([0.01, 0.1, 1.0])
     together = Members(spec, "sgd", policy, rates, dtype=torch.float64)
     trained, valid = together.run(weights)
@@ -29,35 +35,72 @@ def test_members_train_as_each_would_alone(policy: Policy, spec: TaskSpec) -> No
         torch.testing.assert_close(torch.cat((alone_trained, alone_valid)), torch.stack((trained, valid))[:, member])
 
 
+class Spoiled(MLP):
+    """A perceptron whose gradient, at some calls, is multiplied by a factor in one of its parameters only."""
+
+    def spoil(self, factors: dict[int, float]) -> None:
+        self.factors, self.calls = factors, 0
+
+    def forward(self, parameters: list[Tensor], inputs: Tensor) -> Tensor:
+        factor = self.factors.get(self.calls, 1.0)
+        self.calls += 1
+        first, *others = parameters
+        return super().forward([first.detach() + (first - first.detach()) * factor, *others], inputs)
+
+
+SOUND: dict[int, float] = {}
+BRAKED = {12: 1e4, 26: torch.nan}
+
+
+@pytest.mark.parametrize("scope", ["network", "layer"])
+@pytest.mark.parametrize(
+    ("known", "factors"),
+    [((True, True), SOUND), ((True, True), BRAKED), ((False, True), BRAKED), ((True, False), SOUND)],
+    ids=["sound", "braked", "no horizon", "no loss"],
+)
 @pytest.mark.parametrize(("base", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adamw", 0.0)])
 def test_a_member_gets_the_rates_that_learned_lr_would_set(
-    base: str, momentum: float, policy: Policy, spec: TaskSpec
-) -> None:
-    """Training and use share one definition: the same task in a torch loop, with SignalSchedule."""
-    spec = dataclasses.replace(spec, momentum=momentum, weight_decay=0.01)
-    weights = weights_of(policy, 1)
-    members = Members(spec, base, policy, torch.tensor([0.02]), dtype=torch.float64)  # type: ignore[arg-type]
-    twin = Members(spec, base, policy, torch.tensor([0.02]), dtype=torch.float64)  # type: ignore[arg-type]
-    parameters = [nn.Parameter(part[0].clone()) for part in twin.network.split(twin.parameters)]
+    base: Base, momentum: float, known: tuple[bool, bool], factors: dict[int, float], scope: Scope,
+    policy: Policy, spec: TaskSpec,
+) -> None:  # fmt: skip
+    """Training and use share one definition: the same task in a torch loop, with SignalSchedule.
+
+    One gradient is far out of range, one not a number, both in one parameter tensor: the others go on as if alone.
+    """
+    steps = 30
+    spec = dataclasses.replace(spec, momentum=momentum, weight_decay=0.01, steps=steps)
+    reach = policy.reach._replace(climb=6.0, fall=6.0)  # within its bounds to the end
+    policy = policy._replace(scope=scope, signals=SIGNALS, reach=reach)
+    horizon_known, loss_known = known
+    weights = weights_of(policy, 1).double()
+    options = {"horizon_known": horizon_known, "loss_known": loss_known, "dtype": torch.float64}
+    members, twin = (Members(spec, base, policy, torch.tensor([0.02]), **options) for _ in range(2))
+    for one in (members, twin):
+        one.network.__class__ = Spoiled
+        one.network.spoil(factors)
+    parameters = [nn.Parameter(part[0].clone()) for part in twin.layout.split(twin.parameters)]
     kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     extra = {"momentum": momentum} if base == "sgd" else {}
     optimizer = kinds[base](parameters, lr=0.02, weight_decay=0.01, **extra)
-    schedule = ms.SignalSchedule(policy.signals, policy.hidden, reach=policy.reach).double()
-    schedule.load_flat(weights[0].double())
-    lr = ms.LearnedLR(optimizer, schedule, total_steps=spec.steps)
-    for _ in range(spec.steps):
+    schedule = ms.SignalSchedule(policy.signals, policy.hidden, scope=scope, reach=policy.reach).double()
+    schedule.load_flat(weights[0])
+    lr = ms.LearnedLR(optimizer, schedule, total_steps=steps if horizon_known else None)
+    for _ in range(steps):
         inputs, targets = twin.next_batch()
         outputs = twin.network.forward([p[None] for p in parameters], inputs)[0]
         loss = nn.functional.cross_entropy(outputs, targets)
         optimizer.zero_grad()
         loss.backward()
-        lr.observe(loss)
+        if loss_known:
+            lr.observe(loss)
         optimizer.step()
-        members.advance(weights.double(), 1)
-        mine = float(members.rates * members.log_multiplier.exp())
-        assert lr.get_last_lr()[0] == pytest.approx(mine, rel=1e-5)
-    final = torch.cat([p.detach().flatten() for p in parameters])
-    torch.testing.assert_close(final, members.parameters[0], rtol=1e-5, atol=1e-7)
+        members.advance(weights, 1)
+        mine = members.displacement_rate.flatten().tolist()
+        assert lr.get_last_lr() == pytest.approx(mine, rel=1e-5)
+    assert lr.brakes == members.signals.brakes[0] == len(factors)
+    assert len(set(mine)) == members.log_multiplier.numel()
+    for mine, part in zip(members.layout.split(members.parameters), parameters, strict=True):
+        torch.testing.assert_close(part.detach(), mine[0], rtol=1e-5, atol=1e-7)
 
 
 def test_with_a_landing_the_initial_rate_decides_nothing_but_the_first_step(policy: Policy, spec: TaskSpec) -> None:
@@ -74,7 +117,9 @@ def test_with_a_landing_the_initial_rate_decides_nothing_but_the_first_step(poli
     assert used.max() / used.min() > 100
 
 
-def test_a_member_that_is_lost_leaves_the_others_alone(policy: Policy, spec: TaskSpec) -> None:
+@pytest.mark.parametrize("scope", ["network", "layer"])
+def test_a_member_that_is_lost_leaves_the_others_alone(scope: Scope, policy: Policy, spec: TaskSpec) -> None:
+    policy = policy._replace(scope=scope)
     weights = weights_of(policy, 2)
     sound, with_lost = (Members(spec, "sgd", policy, torch.full((2,), 0.1)) for _ in range(2))
     with torch.no_grad():
@@ -86,7 +131,9 @@ def test_a_member_that_is_lost_leaves_the_others_alone(policy: Policy, spec: Tas
     assert with_lost.signals.brakes[0] == spec.steps
 
 
-def test_training_stops_and_goes_on_bit_for_bit(policy: Policy, spec: TaskSpec) -> None:
+@pytest.mark.parametrize(("scope", "recurrent"), [("network", False), ("layer", False), ("layer", True)])
+def test_training_stops_and_goes_on_bit_for_bit(scope: Scope, recurrent: bool, policy: Policy, spec: TaskSpec) -> None:
+    policy = policy._replace(scope=scope, recurrent=recurrent)
     weights, rates = weights_of(policy, 2), torch.full((2,), 0.1)
     undisturbed, stopped, resumed = (Members(spec, "adamw", policy, rates) for _ in range(3))
     undisturbed.advance(weights, 12)
@@ -95,6 +142,14 @@ def test_training_stops_and_goes_on_bit_for_bit(policy: Policy, spec: TaskSpec) 
     resumed.advance(weights, 7)
     assert torch.equal(undisturbed.parameters, resumed.parameters)
     assert torch.equal(undisturbed.log_multiplier, resumed.log_multiplier)
+    assert undisturbed.log_multiplier.unique().numel() == undisturbed.log_multiplier.numel()
+
+
+def test_a_scope_that_cannot_be_is_refused(policy: Policy, spec: TaskSpec) -> None:
+    with pytest.raises(ValueError, match=r"scope must be 'network' or 'layer', got 'tensor'"):
+        Members(spec, "sgd", policy._replace(scope="tensor"), torch.ones(1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"signals must name one of alignment, .* at least, got loss;"):
+        Members(spec, "sgd", policy._replace(scope="layer", signals=("loss",)), torch.ones(1))
 
 
 @pytest.mark.parametrize("name", [*MADE, "table:diabetes", "images:digits"])

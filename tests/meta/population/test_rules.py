@@ -38,6 +38,22 @@ def test_each_member_is_trained_as_torch_would_train_it_at_its_rates(base: str, 
 
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_the_pieces_of_a_row_can_have_rates_of_their_own(base: str) -> None:
+    """Each piece moves as in a row that has its rate throughout."""
+    generator = torch.Generator().manual_seed(2)
+    start = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    rates, taken = torch.rand(2, 3, generator=generator, dtype=torch.float64), torch.tensor([1.0, 0.0]).double()
+    populations = [start.clone() for _ in range(4)]
+    for population, rate in zip(populations, [*rates.unbind(1), rates], strict=True):
+        rule = make_rule(base, population, momentum=0.9, weight_decay=0.01)
+        rule.step(population, gradient_of(start, 1), rate, taken)
+    expected = torch.stack([p.view(2, 3, 4)[:, piece] for piece, p in enumerate(populations[:3])], 1)
+    assert torch.equal(populations[3].view(2, 3, 4), expected)
+    assert torch.equal(populations[3][1], start[1])
+    assert not torch.equal(populations[3][0], start[0])
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
 def test_a_member_that_skips_a_step_stays_as_it_is_and_the_others_do_not_notice(base: str) -> None:
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(2, 9, generator=generator, dtype=torch.float64)

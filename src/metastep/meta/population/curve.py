@@ -31,6 +31,8 @@ _REFERENCE: dict[str, Any] = {
 def learned_curve(policy: Policy, base: Base, weights: Tensor, points: int = 20) -> tuple[float, ...]:
     """The rates on the reference task, a perceptron on digits, at equal intervals from the second step on.
 
+    With a rate for each layer, their geometric mean.
+
     Args:
         policy: what the schedule reads, and how it moves.
         base: of the optimizer.
@@ -43,6 +45,6 @@ def learned_curve(policy: Policy, base: Base, weights: Tensor, points: int = 20)
     members.advance(weights[None], 2)
     rates = []
     for _ in range(points):
-        rates.append(float(members.rates * members.log_multiplier.exp()))
+        rates.append(float(members.rates * members.log_multiplier.mean().exp()))
         members.advance(weights[None], stride)
     return tuple(rates)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from metastep.core.policy import unpack_weights
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.jobs import fitness
 from metastep.meta.population.members import Members, Policy, losses
@@ -23,23 +22,22 @@ def exact_gradient(spec: TaskSpec, policy: Policy, weights: Tensor, rate: float)
     """
     members = Members(spec, "sgd", policy, torch.tensor([rate]), dtype=torch.float64)
     given = weights.detach().double().clone().requires_grad_()
-    parts = unpack_weights(given[None], policy.features, policy.hidden, policy.recurrent)
+    parts = members.unpack(given[None])
     parameters = members.parameters.clone().requires_grad_()
     buffer = torch.zeros_like(parameters)
     training = []
     for _ in range(spec.steps):
-        loss = losses(members.network, members.network.split(parameters), members.data, members.next_batch())
+        loss = losses(members.network, members.layout.split(parameters), members.data, members.next_batch())
         (gradient,) = torch.autograd.grad(loss.sum(), parameters, create_graph=True)
         members.parameters, members.rule.direction = parameters, buffer
-        step = members.rate(parts, loss, gradient, (gradient * buffer).sum(1))
+        step = members.rate(parts, loss, gradient, gradient * buffer)
         buffer = spec.momentum * buffer + gradient + spec.weight_decay * parameters
-        parameters = parameters - step[:, None] * buffer
+        along = members.layout.of_parameters(step) if members.layered else step[:, None]
+        parameters = parameters - along * buffer
         members.displacement_rate = step
         members.steps += 1
         training.append(loss)
     last = torch.stack(training[-max(1, spec.steps // 10) :]).mean(0)
-    reached = fitness(
-        last, losses(members.network, members.network.split(parameters), members.data, members.validation)
-    )
+    reached = fitness(last, losses(members.network, members.layout.split(parameters), members.data, members.validation))
     (found,) = torch.autograd.grad(reached.sum(), given)
     return float(reached.detach()), found

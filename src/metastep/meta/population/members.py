@@ -1,6 +1,6 @@
 """The members of a population: P policies, each of which sets the rate of its own copy of one task's network."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,9 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from metastep.core.policy import Reach, init_hidden, land, move, signal_policy, unpack_weights, weight_count
 from metastep.core.signal_state import SignalState, init_signals
-from metastep.core.signals import feature_names, features, observe
+from metastep.core.signals import LAYER_SIGNALS, features, layer_features, layer_signals, observe, scope_feature_names
 from metastep.meta.population.data import Data
 from metastep.meta.population.distribution import TaskSpec
+from metastep.meta.population.layout import PIECE, Layout
 from metastep.meta.population.networks import Network
 from metastep.meta.population.rules import Base, make_rule
 
@@ -20,17 +21,27 @@ WORST_LOSS = 20.0
 
 
 class Policy(NamedTuple):
-    """What a schedule reads and how it moves: all but its weights."""
+    """What a schedule reads and how it moves: all but its weights.
+
+    Attributes:
+        signals: what is read, of ``metastep.core.signals.SIGNALS``.
+        hidden: units H.
+        recurrent: whether there is a hidden state.
+        reach: where the log-multiplier starts and how far it gets.
+        scope: ``"network"``: one rate; ``"layer"``: one for each parameter tensor, from the same weights, as in
+            ``SignalSchedule``.
+    """
 
     signals: tuple[str, ...]
     hidden: int = 16
     recurrent: bool = False
     reach: Reach = Reach()
+    scope: Literal["network", "layer"] = "network"
 
     @property
     def features(self) -> int:
         """Inputs of the network."""
-        return len(feature_names(self.signals))
+        return len(scope_feature_names(self.signals, self.scope))
 
     @property
     def size(self) -> int:
@@ -57,6 +68,9 @@ class Members:
 
     All members start from the same weights and see the same batches. Nothing is read back from the device in a step.
 
+    A policy of scope "layer" sets a rate for each of L parameter tensors: what has a number for each member, (P,), then
+    has one for each of its layers, (P, L).
+
     Args:
         spec: the task.
         base: "sgd" or "adamw".
@@ -68,9 +82,16 @@ class Members:
         dtype: of all numbers.
 
     Attributes:
-        parameters: of all members, (P, D).
+        parameters: of all members, (P, D), as :attr:`layout` says.
+        layout: where in a row each parameter is.
+        observed: what the signals remember, (P,); or (P, 1 + L), of the network and of each layer.
+        log_multiplier: m, (P,) or (P, L).
+        displacement_rate: of the last step, 0 if it was skipped, (P,) or (P, L).
         validation: the examples to judge by.
         steps: taken so far.
+
+    Raises:
+        ValueError: for an unknown scope, or one of layers without a signal that a layer has of its own.
     """
 
     def __init__(
@@ -85,13 +106,16 @@ class Members:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        _check_scope(policy)
         self.spec, self.policy, self.data = spec, policy, spec.load()
         self.network = spec.network(self.data)
         self.known = horizon_known, loss_known
         self._chance = torch.Generator().manual_seed(spec.seed)
-        start = self.network.init(self._chance).to(device, dtype)
-        self.parameters = start.repeat(len(rates), 1)
         self.rates = rates.to(device, dtype)
+        self.layered = policy.scope == "layer"
+        self.layout = Layout(self.network, PIECE if self.layered else 1, self.rates)
+        start = self.network.split(self.network.init(self._chance)[None].to(device, dtype))
+        self.parameters = self.layout.join(start, self.rates.new_empty(1, self.layout.width)).repeat(len(rates), 1)
         self.rule = make_rule(base, self.parameters, momentum=spec.momentum, weight_decay=spec.weight_decay)
         self._train = tuple(part.to(device) for part in self._training_examples())
         self.validation = tuple(part.to(device) for part in self._scaled(self.data.valid))
@@ -100,19 +124,31 @@ class Members:
                 tuple(p.double() if p.is_floating_point() else p for p in part)
                 for part in (self._train, self.validation)
             )
-        self.signals = init_signals((len(rates),), dtype, device)
-        self.log_multiplier = torch.full_like(self.rates, policy.reach.start)
-        self.hidden = init_hidden((len(rates),), policy.hidden, policy.recurrent, self.rates)
-        self.displacement_rate = torch.zeros_like(self.rates)
+        shape = (len(rates), *((self.layout.layers,) if self.layered else ()))
+        self.observed = init_signals((len(rates), 1 + shape[1]) if self.layered else shape, dtype, device)
+        self.log_multiplier = self.rates.new_full(shape, policy.reach.start)
+        self.hidden = init_hidden(shape, policy.hidden, policy.recurrent, self.rates)
+        self.displacement_rate = self.rates.new_zeros(shape)
+        places = [policy.signals.index(name) for name in layer_signals(policy.signals)]
+        self._own = torch.tensor(places, dtype=torch.int64, device=device)  # of a layer's own signals among all
         self.steps = 0
         self._order = torch.empty(0, dtype=torch.int64)
         self._buffers = torch.empty_like(self.parameters), torch.empty_like(self.parameters)
-        self._leaves = [part.requires_grad_() for part in self.network.split(self.parameters.detach())]
+        self._leaves = [part.requires_grad_() for part in self.layout.split(self.parameters.detach())]
 
     @property
     def finished(self) -> bool:
         """Whether all T steps are done."""
         return self.steps >= self.spec.steps
+
+    @property
+    def signals(self) -> SignalState:
+        """What the signals of the networks remember, (P,)."""
+        return SignalState(*(part[:, 0] for part in self.observed)) if self.layered else self.observed
+
+    def unpack(self, weights: Tensor) -> dict[str, Tensor]:
+        """The weights of the policies, (P, N), by name, so that they broadcast over layers."""
+        return unpack_weights(self._each(weights), self.policy.features, self.policy.hidden, self.policy.recurrent)
 
     def advance(self, weights: Tensor, steps: int) -> Tensor:
         """Train for some steps, at most to T, under the policies of these weights, (P, N).
@@ -120,7 +156,7 @@ class Members:
         Returns:
             The mean of each member's training loss over the steps, (P,), each loss at most :data:`WORST_LOSS`.
         """
-        parts = unpack_weights(weights, self.policy.features, self.policy.hidden, self.policy.recurrent)
+        parts = self.unpack(weights)
         total = torch.zeros_like(self.rates)
         done = 0
         while done < steps and not self.finished:
@@ -140,45 +176,72 @@ class Members:
             found = torch.autograd.grad(loss.sum(), self._leaves)
         with torch.no_grad():
             gradient, products = self._buffers  # kept: fresh memory of this size costs more than what is done with it
-            torch.cat([part.flatten(1) for part in found], 1, out=gradient)
+            self.layout.join(found, gradient)
             loss = loss.detach()
-            along = torch.mul(gradient, self.rule.direction, out=products).sum(1)
-            rate = self.rate(policy, loss, gradient, along)
-            taken = 1 - self.signals.braked
-            self.rule.step(self.parameters, gradient.nan_to_num_(0, 0, 0), rate, taken)
+            rate = self.rate(policy, loss, gradient, torch.mul(gradient, self.rule.direction, out=products))
+            taken = 1 - self._of_network(self.observed.braked)
+            applied = self.layout.of_pieces(rate) if self.layered else rate
+            self.rule.step(self.parameters, gradient.nan_to_num_(0, 0, 0), applied, taken.flatten())
             self.displacement_rate = rate * taken
             self.steps += 1
         return loss
 
-    def rate(self, policy: dict[str, Tensor], loss: Tensor, gradient: Tensor, along: Tensor) -> Tensor:
-        """Observe a step's numbers and return its rates, (P,).
+    def rate(self, policy: dict[str, Tensor], loss: Tensor, gradient: Tensor, products: Tensor) -> Tensor:
+        """Observe a step's numbers and return its rates, (P,) or (P, L).
 
         Args:
-            policy: the weights, by name.
+            policy: the weights, of :meth:`unpack`.
             loss: of each member, (P,).
             gradient: (P, D).
-            along: the inner product of each gradient and the last direction, (P,).
+            products: of each gradient and the last direction, number by number, (P, D).
         """
         reach, (horizon_known, loss_known), total = self.policy.reach, self.known, self.spec.steps
-        direction, size = self.rule.direction, self.displacement_rate
-        self.signals = observe(
-            self.signals,
-            loss if loss_known else None,
-            size * along,
-            vector_norm(gradient, dim=1) ** 2,
-            (size * vector_norm(direction, dim=1)) ** 2,
-            vector_norm(self.parameters, dim=1) ** 2,
-        )
-        start = land(self.log_multiplier, self.signals.update, self.signals.landing, total, horizon_known, reach)
+        measured = self._measure_layers(gradient, products) if self.layered else self._measure(gradient, products)
+        if self.layered:  # a loss of 0 is none: layers have no loss of their own
+            loss = torch.cat((loss[:, None], torch.zeros_like(self.log_multiplier)), 1)
+        self.observed = observe(self.observed, loss if loss_known else None, *measured)
+        update, landing = self._of_network(self.observed.update), self._of_network(self.observed.landing)
+        start = land(self.log_multiplier, update, landing, total, horizon_known, reach)
         self.log_multiplier = self.choose(policy, start)
-        return self.rates * self.log_multiplier.exp()
+        return self._each(self.rates) * self.log_multiplier.exp()
 
     def choose(self, policy: dict[str, Tensor], start: Tensor) -> Tensor:
-        """Return the log-multiplier of this step from that of the one before, (P,)."""
+        """Return the log-multiplier of this step from that of the one before, (P,) or (P, L)."""
         (horizon_known, loss_known), total = self.known, self.spec.steps
-        seen = features(self.signals, start, self.steps, total, self.policy.signals, horizon_known, loss_known)
+        at = torch.cat((start.mean(1, keepdim=True), start), 1) if self.layered else start
+        seen = features(self.observed, at, self.steps, total, self.policy.signals, horizon_known, loss_known)
+        if self.layered:
+            seen = layer_features(seen[:, 0], seen[:, 1:].index_select(-1, self._own))
         drive, self.hidden = signal_policy(policy, seen, self.hidden)
-        return move(start, drive, self.signals.cut, total, horizon_known, self.policy.reach, step=self.steps)
+        cut = self._of_network(self.observed.cut)
+        return move(start, drive, cut, total, horizon_known, self.policy.reach, step=self.steps)
+
+    def _measure(self, gradient: Tensor, products: Tensor) -> tuple[Tensor, ...]:
+        """<g, u>, |g|^2, |u|^2 and |theta|^2 of each network, (P,)."""
+        size = self.displacement_rate
+        return (
+            size * products.sum(1),
+            vector_norm(gradient, dim=1) ** 2,
+            (size * vector_norm(self.rule.direction, dim=1)) ** 2,
+            vector_norm(self.parameters, dim=1) ** 2,
+        )
+
+    def _measure_layers(self, gradient: Tensor, products: Tensor) -> tuple[Tensor, ...]:
+        """The same of each network and of its layers, (P, 1 + L)."""
+        size = self.displacement_rate
+        along, grad_sq, direction_sq, param_sq = self.layout.sums(
+            products, gradient, self.rule.direction, self.parameters
+        )
+        layers = torch.stack((size * along, grad_sq, size**2 * direction_sq, param_sq))
+        return torch.cat((layers.sum(-1, keepdim=True), layers), -1).unbind()
+
+    def _each(self, of_members: Tensor) -> Tensor:
+        """(P, ...) so that it broadcasts over layers, if there are any."""
+        return of_members.unsqueeze(1) if self.layered else of_members
+
+    def _of_network(self, observed: Tensor) -> Tensor:
+        """(P,), or (P, 1) of (P, 1 + L)."""
+        return observed[:, :1] if self.layered else observed
 
     @torch.no_grad()
     def validate(self) -> Tensor:
@@ -219,7 +282,7 @@ class Members:
         return {
             "parameters": self.parameters,
             "rule": self.rule.state(),
-            "signals": self.signals.packed(),
+            "signals": self.observed.packed(),
             "log_multiplier": self.log_multiplier,
             "hidden": self.hidden,
             "displacement_rate": self.displacement_rate,
@@ -235,7 +298,7 @@ class Members:
             self.parameters.copy_(state["parameters"])
             for mine, saved in zip(self.rule.state(), state["rule"], strict=True):
                 mine.copy_(saved)
-        self.signals = SignalState.unpacked(state["signals"].to(like))
+        self.observed = SignalState.unpacked(state["signals"].to(like))
         self.log_multiplier = state["log_multiplier"].to(like)
         self.hidden = state["hidden"].to(like)
         self.displacement_rate = state["displacement_rate"].to(like)
@@ -247,3 +310,13 @@ class Members:
 def bounded(loss: Tensor) -> Tensor:
     """Losses without what is not finite or out of all bounds."""
     return loss.nan_to_num(WORST_LOSS, WORST_LOSS, WORST_LOSS).clamp(max=WORST_LOSS)
+
+
+def _check_scope(policy: Policy) -> None:
+    if policy.scope not in ("network", "layer"):
+        raise ValueError(f"scope must be 'network' or 'layer', got {policy.scope!r}.")
+    if policy.scope == "layer" and not layer_signals(policy.signals):
+        raise ValueError(
+            f"signals must name one of {', '.join(LAYER_SIGNALS)} at least, got {', '.join(policy.signals)}; a layer "
+            "needs a signal of its own."
+        )

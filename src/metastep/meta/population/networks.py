@@ -52,12 +52,12 @@ class Network(ABC):
         """D, the parameters of one member."""
         return sum(weight.size for weight in self.weights)
 
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """Views of (P, D) as the parameters."""
-        ends = accumulate((weight.size for weight in self.weights), initial=0)
+    def split(self, flat: Tensor, piece: int = 1) -> list[Tensor]:
+        """Views of (P, D) as the parameters; each begins at a multiple of ``piece``, with nothing used in between."""
+        starts = accumulate((-(-weight.size // piece) * piece for weight in self.weights), initial=0)
         return [
-            flat[:, start:end].view(len(flat), *weight.shape)
-            for (start, end), weight in zip(pairwise(ends), self.weights, strict=True)
+            flat[:, start : start + weight.size].view(len(flat), *weight.shape)
+            for start, weight in zip(starts, self.weights, strict=False)
         ]
 
     def init(self, generator: torch.Generator) -> Tensor:

@@ -34,13 +34,21 @@ class Rule(ABC):
         Args:
             parameters: (P, D).
             gradient: (P, D), finite; it may be overwritten.
-            rate: (P,).
+            rate: (P,); or (P, C), of each of C pieces of equal length into which the row is cut.
             taken: (P,) 1.0, or 0.0 for a member that skips this step: nothing of it changes.
         """
 
     @abstractmethod
     def state(self) -> list[Tensor]:
         """The tensors that a resumed run needs; they are written in place."""
+
+    def _move(self, parameters: Tensor, rate: Tensor, taken: Tensor) -> None:
+        """Take the step along the direction."""
+        if rate.ndim == 1:
+            parameters.addcmul_(self.direction, (rate * taken)[:, None], value=-1)
+        else:
+            rate = (rate * taken[:, None])[..., None]
+            parameters.view(*rate.shape[:2], -1).addcmul_(self.direction.view(*rate.shape[:2], -1), rate, value=-1)
 
 
 class SGD(Rule):
@@ -56,7 +64,7 @@ class SGD(Rule):
             gradient.add_(parameters, alpha=self.weight_decay)
         keep = 1 + (self.momentum - 1) * taken
         self.direction.mul_(keep[:, None]).addcmul_(gradient, taken[:, None])
-        parameters.addcmul_(self.direction, (rate * taken)[:, None], value=-1)
+        self._move(parameters, rate, taken)
 
     def state(self) -> list[Tensor]:
         """The tensors of the direction."""
@@ -84,7 +92,7 @@ class AdamW(Rule):
         torch.sqrt(self.square, out=self.direction).div_(correction).add_(self.eps)
         torch.div(self.mean, self.direction, out=self.direction)
         self.direction.div_((1 - slow**steps)[:, None]).add_(parameters, alpha=self.weight_decay)
-        parameters.addcmul_(self.direction, (rate * taken)[:, None], value=-1)
+        self._move(parameters, rate, taken)
 
     def state(self) -> list[Tensor]:
         """The tensors of the direction."""
