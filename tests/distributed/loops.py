@@ -39,8 +39,10 @@ def wrapped(model: nn.Sequential, kind: str) -> nn.Module:
 class Loop:
     """A classifier on random batches; ``make`` is given the (named) parameters of the wrapped model."""
 
-    def __init__(self, kind: str, make: Callable[[list[tuple[str, nn.Parameter]]], Optimizer]) -> None:
-        self.inner = network()
+    def __init__(
+        self, kind: str, make: Callable[[list[tuple[str, nn.Parameter]]], Optimizer], device: str = "cpu"
+    ) -> None:
+        self.inner, self.device = network().to(device), device
         self.model = wrapped(self.inner, kind)
         self.optimizer = make(list(self.inner.named_parameters()))
         everything = kind in ("whole", "parallel")
@@ -54,7 +56,8 @@ class Loop:
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """The next joined batch."""
-        return torch.randn(ROWS, 4, generator=self.random), torch.randint(3, (ROWS,), generator=self.random)
+        x, y = torch.randn(ROWS, 4, generator=self.random), torch.randint(3, (ROWS,), generator=self.random)
+        return x.to(self.device), y.to(self.device)
 
     def backward(self) -> Tensor:
         """The loss, with its gradients."""
