@@ -4,14 +4,17 @@ import copy
 
 import pytest
 import torch
-from dog import PolynomialDecayAverager
 from tests.bench.running import differences, run_config
 
 from metastep.bench.methods import METHODS
+from metastep.bench.packages.silence import quiet_import
 from metastep.bench.recalibration import BATCHES
 from metastep.bench.run import Run
 from metastep.bench.trainers import make_trainer
 from metastep.tasks import load_task
+
+with quiet_import():
+    from dog import PolynomialDecayAverager
 
 AVERAGING = ("schedule-free-sgd", "schedule-free-adamw", "dog", "ldog")
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from tests.bench.contract import ONE_OF_EACH, STEPS, Killed, base_config, run
 from tests.bench.running import differences, outcome
 
@@ -16,6 +17,7 @@ from metastep.core.levels import LEVELS
 from metastep.core.rates import RULES
 from metastep.schedules import MLRSNet, load_schedule
 from metastep.tasks import load_task
+from metastep.tasks.task import Task
 
 every = pytest.mark.parametrize("name", METHODS)
 one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -45,6 +47,22 @@ def test_a_look_at_the_validation_data_changes_nothing_in_the_training(name, tmp
     looked, never = outcome(tmp_path / "looked"), outcome(tmp_path / "not")
     assert looked["valid"] != {}
     assert not differences(looked["trainer"], never["trainer"])
+
+
+@one_of_each
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_every_method_as_diverged(name, factor, tmp_path, monkeypatch):
+    loss, taken = Task.loss, [0]
+
+    def spoilt(self, model, batch):
+        taken[0] += torch.is_grad_enabled()
+        return loss(self, model, batch) * (factor if taken[0] > 7 else 1)
+
+    monkeypatch.setattr(Task, "loss", spoilt)
+    made = run(METHODS[name].configure(base_config()), tmp_path)
+    record = made.execute()
+    assert (record["status"], record["train"]["loss"][-1]) == ("diverged", None)
+    assert 4 <= made.trainer.steps < STEPS
 
 
 def test_the_methods_under_contract_are_of_every_optimizer_schedule_level_and_rule():

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-import pytorch_optimizer
+from metastep.bench.packages.silence import quiet_import
+
+with quiet_import():
+    import pytorch_optimizer
 
 
 class AdaBound(pytorch_optimizer.AdaBound):

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_optimizer
+from metastep.bench.packages.silence import quiet_import
+
+with quiet_import():
+    import pytorch_optimizer
 
 
 class AliG(pytorch_optimizer.AliG):

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import dadaptation  # type: ignore[import-untyped]
 from torch.optim import Optimizer
 
-from metastep.bench.packages.silence import silence
+from metastep.bench.packages.silence import quiet_import, silence
+
+with quiet_import():
+    import dadaptation  # type: ignore[import-untyped]
 
 
 class _DAdapt(Optimizer):

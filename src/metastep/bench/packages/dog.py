@@ -1,14 +1,18 @@
 """DoG and LDoG (arXiv 2302.12022): rates from the distance travelled over the gradients, with averaged iterates."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import dog  # type: ignore[import-untyped]
 import torch
 from torch.optim import Optimizer
 
 from metastep.bench.packages.averages import restored
+from metastep.bench.packages.silence import quiet_import
+
+with quiet_import():
+    import dog  # type: ignore[import-untyped]
 
 AVERAGE, COUNT = "average", "average_count"
 
@@ -41,6 +45,14 @@ class _Averaged(Optimizer):
                 else:
                     state[AVERAGE].lerp_(parameter, weight)
         return loss
+
+    def _update_group_state(self, group: dict[str, Any], init: list[Any]) -> None:
+        """Find the rates; where a gradient is not finite there is none, and the run is seen to diverge."""
+        update: Any = super()._update_group_state  # type: ignore[misc]
+        try:
+            update(group, init)
+        except AssertionError:  # the package refuses a sum of squares that is not positive: with eps in it, only NaN
+            group["eta"] = [torch.full_like(group["G"].sum(), math.nan)] * len(group["params"])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -2,8 +2,12 @@
 
 from typing import Any
 
-import pytorch_optimizer
 import torch
+
+from metastep.bench.packages.silence import quiet_import
+
+with quiet_import():
+    import pytorch_optimizer
 
 
 class LookaheadSGD(pytorch_optimizer.Lookahead):

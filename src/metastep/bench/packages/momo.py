@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import momo  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from metastep.bench.packages.silence import quiet_import
+
+with quiet_import():
+    import momo  # type: ignore[import-untyped]
 
 #: What the package keeps beside its state: without it a resumed run would start anew.
 _KEPT = ("_number_steps", "loss_avg", "lb")

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import prodigyopt  # type: ignore[import-untyped]
+from metastep.bench.packages.silence import quiet_import, silence
 
-from metastep.bench.packages.silence import silence
+with quiet_import():
+    import prodigyopt  # type: ignore[import-untyped]
 
 
 class Prodigy(prodigyopt.Prodigy):  # type: ignore[misc]

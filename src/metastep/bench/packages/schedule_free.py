@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from schedulefree import AdamWScheduleFree, SGDScheduleFree  # type: ignore[import-untyped]
 from torch.optim import Optimizer
 
 from metastep.bench.packages.averages import restored
+from metastep.bench.packages.silence import quiet_import
+
+with quiet_import():
+    from schedulefree import AdamWScheduleFree, SGDScheduleFree  # type: ignore[import-untyped]
 
 
 class _ScheduleFree(Optimizer):
