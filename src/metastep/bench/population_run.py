@@ -15,7 +15,7 @@ from metastep.meta.checkpoints import CheckpointFile
 from metastep.meta.population import PopulationConfig, PopulationTrainer
 from metastep.meta.population.curve import learned_curve
 from metastep.meta.population.distribution import TRAINED_ON
-from metastep.meta.population.trainer import Engine, evaluate_here
+from metastep.meta.population.jobs import Engine, here
 from metastep.schedules import SignalSchedule, save_schedule
 
 _SETTINGS = "population.json"
@@ -66,7 +66,7 @@ class PopulationRun:
         config: PopulationConfig | None,
         folder: Path,
         *,
-        engine: Engine = evaluate_here,
+        engine: Engine = here,
         should_stop: Callable[[], bool] = never,
         on_progress: Callable[[PopulationProgress], None] | None = None,
         on_note: Callable[[str], None] | None = None,
@@ -113,7 +113,12 @@ class PopulationRun:
         """The schedule as it is now."""
         policy = self.config.policy
         made = SignalSchedule(
-            policy.signals, policy.hidden, policy.recurrent, reach=policy.reach, trained_for=_NAMES[self.config.base]
+            policy.signals,
+            policy.hidden,
+            policy.recurrent,
+            policy.scope,
+            reach=policy.reach,
+            trained_for=_NAMES[self.config.base],
         )
         made.load_flat(self._trainer.average)
         return made

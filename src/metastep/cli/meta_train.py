@@ -46,9 +46,9 @@ def meta_train(
     if engine not in ENGINES:
         raise ValueError(f"engine must be {' or '.join(ENGINES)}, got {engine!r}.")
     if resume is not None:
-        o.refuse_beside_resume(context, "engine", "address")
+        o.refuse_beside_resume(context, "engine", "address", "workers")
         if is_population(resume):
-            execute_population(None, resume, engine, address, json=json)
+            execute_population(None, resume, engine, address, workers=people.workers, json=json)
         elif (resume / "tasks.json").is_file():
             resume_many(resume, engine, address, json=json)
         else:
@@ -60,7 +60,9 @@ def meta_train(
                 f"TASK must be left out with --population, got {', '.join(tasks)}; it draws its own tasks."
             )
         config = population_config(people, seed=seed, meta_lr=meta_lr, hidden=hidden_size, device=run.device)
-        execute_population(config, o.new_folder(out, f"population-{config.base}"), engine, address, json=json)
+        execute_population(
+            config, o.new_folder(out, f"population-{config.base}"), engine, address, workers=people.workers, json=json
+        )
         return
     from metastep.bench.protocols import meta_training
     from metastep.tasks.table import recipe_of

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from metastep.bench.population_run import PopulationProgress
     from metastep.meta.population import PopulationConfig
-    from metastep.meta.population.trainer import Engine
+    from metastep.meta.population.jobs import Engine
+    from metastep.schedules import SignalSchedule
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -32,7 +33,12 @@ class PopulationOptions:
     ] = None
     survey_tasks: Annotated[int | None, typer.Option(help="Population: tasks surveyed first, to start from.")] = None
     meta_steps: Annotated[int | None, typer.Option(help="Population: steps of evolution after the survey.")] = None
-    populations: Annotated[int | None, typer.Option(help="Population: tasks a meta-step, at once with ray.")] = None
+    populations: Annotated[int | None, typer.Option(help="Population: tasks a step, at once with workers.")] = None
+    workers: Annotated[int, typer.Option(help="Population: processes that share the tasks of a step.")] = 1
+    scope: Annotated[str | None, typer.Option(help="Population: one rate for the network, or one for each layer.")] = (
+        None
+    )
+    start_from: Annotated[str | None, typer.Option(help="Population: schedule to start from, without a survey.")] = None
     pairs: Annotated[int | None, typer.Option(help="Population: antithetic pairs of members.")] = None
     sigma: Annotated[float | None, typer.Option(help="Population: spread of the members' weights.")] = None
     longest: Annotated[int | None, typer.Option(help="Population: steps of the longest task in one go.")] = None
@@ -59,11 +65,25 @@ def population_config(
         ValueError: for a base that there is not, or numbers out of range.
     """
     from metastep.meta.population.defaults import default_config
+    from metastep.schedules.arguments import one_of
 
-    given = {**options.given(), "seed": seed, "device": device}
+    given: dict[str, Any] = {**options.given(), "seed": seed, "device": device}
+    if options.scope is not None:
+        given["scope"] = one_of("scope", options.scope, ("network", "layer"))
+    if options.start_from is not None:
+        given["start"] = _to_start_from(options.start_from)
     if meta_lr is not None:
         given["meta_lr"] = meta_lr
     return default_config(str(options.population), hidden=hidden, **given)
+
+
+def _to_start_from(name: str) -> SignalSchedule:
+    from metastep.schedules import SignalSchedule, load_schedule
+
+    found = load_schedule(name)
+    if not isinstance(found, SignalSchedule):
+        raise ValueError(f"start-from must be a signal schedule, {name} is of {type(found).__name__}.")
+    return found
 
 
 def is_population(folder: Path) -> bool:
@@ -72,14 +92,19 @@ def is_population(folder: Path) -> bool:
 
 
 def execute_population(
-    config: PopulationConfig | None, folder: Path, engine: str, address: str | None, *, json: bool
+    config: PopulationConfig | None, folder: Path, engine: str, address: str | None, *, workers: int = 1, json: bool
 ) -> None:
     """Train in a new folder, or go on in one."""
     from metastep.bench.population_run import PopulationRun
     from metastep.bench.stopping import StopSignal
 
     resume = o.resume_command("meta-train", folder) + ("" if engine == "local" else f" --engine {engine}")
-    with _bar(folder.name, quiet=json) as watch, StopSignal(stop_notice) as stop, _engine(engine, address) as evaluate:
+    resume += f" --workers {workers}" if workers > 1 else ""
+    with (
+        _bar(folder.name, quiet=json) as watch,
+        StopSignal(stop_notice) as stop,
+        _engine(engine, address, workers) as evaluate,
+    ):
         run = PopulationRun(config, folder, engine=evaluate, should_stop=stop, on_progress=watch, on_note=note)
         record = run.execute()
     if record is None:
@@ -93,17 +118,23 @@ def execute_population(
 
 
 @contextmanager
-def _engine(name: str, address: str | None) -> Iterator[Engine]:
-    from metastep.meta.population.trainer import evaluate_here
+def _engine(name: str, address: str | None, workers: int) -> Iterator[Engine]:
+    from metastep.meta.population.jobs import here
 
-    if name == "local":
-        if address is not None:
-            raise ValueError(f"address must be left out for the engine local, got {address}; it is for --engine ray.")
-        yield evaluate_here
+    if name == "ray":
+        from metastep.meta.population.ray_engine import RayEngine
+
+        with RayEngine(address) as engine:
+            yield engine
         return
-    from metastep.meta.population.ray_engine import RayEngine
+    if address is not None:
+        raise ValueError(f"address must be left out for the engine local, got {address}; it is for --engine ray.")
+    if workers == 1:
+        yield here
+        return
+    from metastep.meta.population.process_engine import ProcessEngine
 
-    with RayEngine(address) as engine:
+    with ProcessEngine(workers) as engine:
         yield engine
 
 

@@ -66,6 +66,8 @@ def is_initialisation(groups: GroupRates, last_rate: float | Tensor | None) -> b
     if groups.reference == 0:  # the rates were zero from the start: only the gradients tell
         parameters = [p for group in groups.optimizer.param_groups for p in group["params"]]
         return not any(p.grad is not None and p.grad.any() for p in parameters)
+    if isinstance(last_rate, Tensor) and last_rate.device.type == "cpu":
+        return bool(last_rate.any())
     return isinstance(last_rate, Tensor) or last_rate != 0
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import io
+import math
+import os
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from metastep.core.policy import signal_policy, unpack_weights
@@ -16,8 +18,10 @@ from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.exact import exact_gradient
 from metastep.meta.population.jobs import Job, Outcome, evaluate, judge
 from metastep.meta.population.members import WORST_LOSS, Members
+from metastep.meta.population.process_engine import ProcessEngine
 from metastep.meta.population.strategies import Perturbations
 from metastep.meta.population.survey import LEVELS, Findings, fit, survey
+from metastep.meta.population.widening import widen
 
 
 def tiny(policy: Policy, **changed: object) -> PopulationConfig:
@@ -89,7 +93,7 @@ def test_meta_steps_without_a_gradient_are_skipped_and_counted(policy: Policy) -
     """A population that diverged wholly, and one whose worker died, move nothing."""
     answers: list[Outcome | None] = [Outcome(None, 3.6, 1.0), None, Outcome(torch.ones(policy.size), 0.0, 0.0)]
 
-    def engine(jobs: Sequence[Job], center: Tensor) -> list[Outcome | None]:
+    def engine(work: object, jobs: Sequence[Job]) -> list[Outcome | None]:
         return [answers.pop(0)]
 
     trainer = PopulationTrainer(tiny(policy, survey_tasks=0, meta_steps=3, long_share=0.0), engine)
@@ -104,7 +108,7 @@ def test_meta_steps_without_a_gradient_are_skipped_and_counted(policy: Policy) -
 
 
 def test_a_lost_population_costs_its_own_part_of_the_meta_step_only(policy: Policy) -> None:
-    def engine(jobs: Sequence[Job], center: Tensor) -> list[Outcome | None]:
+    def engine(work: object, jobs: Sequence[Job]) -> list[Outcome | None]:
         return [None, Outcome(torch.full((policy.size,), 2.0), 1.0, 0.0), Outcome(None, 3.0, 1.0)]
 
     trainer = PopulationTrainer(tiny(policy, survey_tasks=0, tasks=3, long_share=0.0), engine)
@@ -148,10 +152,80 @@ def test_the_fit_drives_up_where_the_rate_is_too_low_and_down_where_it_is_too_hi
 
 
 def test_a_survey_finds_that_far_too_low_levels_are_bad(policy: Policy, spec: TaskSpec) -> None:
-    found = survey(dataclasses.replace(spec, steps=80), "sgd", policy, 0.01)
+    found = survey(job_of(dataclasses.replace(spec, steps=80), policy, log_rate=math.log(0.01)))
     assert found.seen.shape == (len(found.moments), len(LEVELS), policy.features)
     assert found.fitness.argmin() > 2
     assert found.fitness[0] > found.fitness.min() + 0.3
+
+
+def job_of(spec: TaskSpec, policy: Policy, log_rate: float = -3.0, seed: int = 1) -> Job:
+    return Job(spec, "sgd", policy, (log_rate, log_rate), 0.05, seed, horizon_known=True, loss_known=True)
+
+
+def test_a_survey_takes_as_many_tasks_at_once_as_a_meta_step(policy: Policy) -> None:
+    sizes = []
+
+    def engine(work, jobs: Sequence[Job]) -> list[object]:
+        sizes.append(len(jobs))
+        return [None if job is jobs[0] and len(sizes) == 1 else work(job) for job in jobs]
+
+    trainer = PopulationTrainer(tiny(policy, survey_tasks=3, tasks=2, meta_steps=1, long_share=0.0), engine)
+    while trainer.surveying:
+        trainer.advance()
+    assert sizes == [2, 1]
+    assert trainer.done == 3
+    assert trainer.skipped == 1
+    assert len(trainer.findings) == 2
+    assert trainer.center.any()
+    trainer.advance()
+    assert trainer.finished
+
+
+def test_a_survey_of_a_layers_policy_starts_it_as_that_of_the_network(policy: Policy) -> None:
+    layered = policy._replace(scope="layer")
+    trainers = [PopulationTrainer(tiny(one, survey_tasks=1, meta_steps=1)) for one in (policy, layered)]
+    for trainer in trainers:
+        trainer.advance()
+    assert torch.equal(widen(trainers[0].center, layered), trainers[1].center)
+
+
+def test_a_start_stands_in_for_the_survey(policy: Policy) -> None:
+    weights = torch.randn(policy.size, generator=torch.Generator().manual_seed(0))
+    start = tuple(weights.tolist())
+    assert torch.equal(PopulationTrainer(tiny(policy, survey_tasks=0, start=start)).center, weights)
+    layered = policy._replace(scope="layer")
+    assert torch.equal(PopulationTrainer(tiny(layered, survey_tasks=0, start=start)).center, widen(weights, layered))
+    with pytest.raises(ValueError, match="survey_tasks must be 0"):
+        tiny(policy, start=start)
+    with pytest.raises(ValueError, match=r"start must hold .* weights, got 3"):
+        tiny(policy, survey_tasks=0, start=start[:3])
+
+
+class _Die:
+    """Work that ends its process at the first job."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, job: Job) -> int:
+        if job.seed == self.seed:
+            os._exit(1)
+        return job.seed
+
+
+def test_processes_find_the_same_and_one_that_dies_is_replaced(policy: Policy, spec: TaskSpec) -> None:
+    jobs = [job_of(spec, policy, seed=seed) for seed in (1, 2, 3)]
+    work = partial(evaluate, center=torch.zeros(policy.size))
+    with ProcessEngine(2) as engine:
+        for job, outcome in zip(jobs, engine(work, jobs), strict=True):
+            assert outcome is not None
+            assert outcome.gradient is not None
+            torch.testing.assert_close(outcome.gradient, evaluate(job, work.keywords["center"]).gradient)
+        found = engine(_Die(3), jobs)
+        assert found[2] is None
+        assert engine(_Die(0), jobs) == [1, 2, 3]
+    with pytest.raises(ValueError, match="workers must be >= 1"):
+        ProcessEngine(0)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,23 @@ def teacher(seed: int, *, numbers: bool) -> Data:
     return _split("numbers", inputs, answers + noise, outputs)
 
 
+def maps(seed: int) -> Data:
+    """Many numbers to predict, 12 to 64, of which few directions hold most: a smooth function of 4 to 16 hidden ones.
+
+    The inputs are noisy mixtures of the hidden numbers, the spreads of both fall off as a power of the direction.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hidden, dims, outputs = (_integer(generator, *span) for span in ((4, 17), (12, 65), (12, 65)))
+    decay = 0.5 + torch.rand(2, generator=generator)
+    latent = torch.randn(_MADE, hidden, generator=generator)
+    inputs = latent @ torch.randn(hidden, dims, generator=generator) / hidden**0.5
+    inputs = inputs + 0.5 * torch.rand((), generator=generator) * torch.randn(inputs.shape, generator=generator)
+    bent = torch.sin(1.5 * latent @ torch.randn(hidden, 32, generator=generator) / hidden**0.5)
+    bent = bent * torch.arange(1, 33) ** -decay[0]
+    targets = bent @ torch.randn(32, outputs, generator=generator) * torch.arange(1, outputs + 1) ** -decay[1]
+    return _split("numbers", inputs / inputs.std(), (targets - targets.mean(0)) / targets.std(), outputs)
+
+
 def blobs(seed: int) -> Data:
     """Small pictures, (2, 8, 8): 5 to 10 classes of random smooth patterns, shifted at random and in noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -143,6 +160,7 @@ MADE: dict[str, Callable[[int], Data]] = {
     "clusters": clusters,
     "teacher-classes": lambda seed: teacher(seed, numbers=False),
     "teacher-numbers": lambda seed: teacher(seed, numbers=True),
+    "maps": maps,
     "blobs": blobs,
     "tokens": tokens,
 }

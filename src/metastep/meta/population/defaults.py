@@ -8,6 +8,7 @@ from metastep.core.policy import Reach
 from metastep.meta.population.members import Policy
 from metastep.meta.population.rules import Base
 from metastep.meta.population.trainer import PopulationConfig
+from metastep.schedules.signal import Scope, SignalSchedule
 
 #: What the schedules read: not their own multiplier, so that nothing depends on the initial rate.
 SIGNALS: Final = (
@@ -20,12 +21,21 @@ LANDINGS: Final = MappingProxyType[Base, float]({"sgd": 0.35, "adamw": 0.7})
 HIDDEN: Final = 20
 
 
-def default_config(base: str, *, hidden: int | None = None, **changed: Any) -> PopulationConfig:
+def default_config(
+    base: str,
+    *,
+    hidden: int | None = None,
+    scope: Scope = "network",
+    start: SignalSchedule | None = None,
+    **changed: Any,
+) -> PopulationConfig:
     """The settings for a base, with some changed.
 
     Args:
         base: "sgd" or "adamw".
         hidden: units of the schedule's network.
+        scope: one rate for the network, or one for each layer.
+        start: a schedule from whose weights to start, in place of a survey; its signals, units and reach are taken.
         changed: fields of :class:`PopulationConfig`.
 
     Raises:
@@ -41,5 +51,8 @@ def default_config(base: str, *, hidden: int | None = None, **changed: Any) -> P
             raise ValueError(f"{name} must be >= 0, got {changed[name]}.")
     landing = LANDINGS[base]  # type: ignore[index]
     reach = Reach(start=math.log(0.1), climb=15.0, fall=15.0, lower=-25.0, upper=25.0, landing=landing, anneals=True)
-    policy = Policy(SIGNALS, HIDDEN if hidden is None else hidden, recurrent=False, reach=reach)
+    policy = Policy(SIGNALS, HIDDEN if hidden is None else hidden, recurrent=False, reach=reach, scope=scope)
+    if start is not None:
+        policy = Policy(start.signals, start.hidden, start.recurrent, start.reach, scope)
+        changed = {"survey_tasks": 0, **changed, "start": tuple(start.flat_weights().tolist())}
     return PopulationConfig(base=base, policy=policy, **changed)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
 """The tasks on which schedules are trained, and those that no training ever sees.
 
     trained on     scikit-learn's digits (as a table and as pictures), breast cancer, diabetes; Gaussian clusters,
-                   random teacher networks (classes and numbers), smooth patterns in noise, Markov chains of tokens;
-                   perceptrons, small convnets, transformers of one and two blocks, GRUs and LSTMs
+                   random teacher networks (classes and numbers), maps to many numbers, smooth patterns in noise,
+                   Markov chains of tokens;
+                   linear models, perceptrons, small convnets, transformers of one and two blocks, GRUs and LSTMs
     held out       CIFAR-10, MNIST, Tiny Shakespeare, Penn Treebank and every other data set of the benchmark;
                    residual networks, vision transformers and mixers, autoencoders, embedding models
 
@@ -23,8 +24,8 @@ from metastep.meta.population.rules import Base
 #: The one table of what is trained on and what is not.
 TRAINED_ON: Final = MappingProxyType(
     {
-        "data": ("digits", "breast cancer", "diabetes", "clusters", "teachers", "smooth patterns", "chains"),
-        "networks": ("perceptron", "convnet", "transformer", "GRU", "LSTM"),
+        "data": ("digits", "breast cancer", "diabetes", "clusters", "teachers", "maps", "smooth patterns", "chains"),
+        "networks": ("linear model", "perceptron", "convnet", "transformer", "GRU", "LSTM"),
     }
 )
 HELD_OUT: Final = MappingProxyType(
@@ -133,12 +134,12 @@ def sample_task(
     shares = np.array([FAMILIES[family] for family in families])
     family = families[int(rng.choice(len(families), p=shares / shares.sum()))]
     sizes: dict[str, Any] = {
-        "mlp": lambda: (int(_of(rng, 16, 32, 64)),) * int(rng.integers(1, 4)),
+        "mlp": lambda: (int(_of(rng, 16, 32, 64)),) * int(_of(rng, 0, 1, 1, 2, 2, 3)),
         "convnet": lambda: _of(rng, (8,), (8, 16), (16, 16)),
         "transformer": lambda: (int(_of(rng, 16, 32)),) * int(rng.integers(1, 3)),
         "recurrent": lambda: (int(_of(rng, 16, 32)),),
     }
-    made = ("clusters", "teacher-classes", "teacher-numbers")
+    made = ("clusters", "teacher-classes", "teacher-numbers", "maps")
     sources: dict[str, Any] = {
         "mlp": lambda: _of(
             rng, "table:digits", "table:digits", "table:digits", "table:breast_cancer", "table:diabetes",
@@ -156,7 +157,7 @@ def sample_task(
         family=family,
         data=sources[family](),
         seed=int(rng.integers(1 << 31)),
-        train_size=int(_of(rng, 250, 600, 1100, 2600)),
+        train_size=int(_of(rng, 120, 250, 600, 1100, 2600)),
         label_noise=float(_of(rng, 0.0, 0.0, 0.0, 0.1, 0.3)),
         input_scale=_log_uniform(rng, 0.4, 2.5),
         widths=widths,

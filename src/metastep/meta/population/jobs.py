@@ -1,6 +1,8 @@
 """One task of a meta-step: what a worker is given, and what it returns."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.members import WORST_LOSS, Members, Policy
 from metastep.meta.population.rules import Base
 from metastep.meta.population.strategies import Perturbations
+
+Found = TypeVar("Found")
 
 #: Below this a loss is as good as 0: which of two tiny losses is smaller is chance.
 _LEAST = 3e-3
@@ -89,7 +93,19 @@ def judge(perturbations: Perturbations, training: Tensor, validation: Tensor) ->
 
 
 def evaluate(job: Job, center: Tensor) -> Outcome:
-    """Train a population around the weights ``center``, (N,), on one task from start to end."""
+    """Train the population of a job around the weights ``center``, (N,), from start to end."""
     members, perturbations = job.members(), job.perturbations()
     weights = perturbations.around(center.to(job.device))
     return judge(perturbations, *members.run(weights))
+
+
+class Engine(Protocol):
+    """Does the same work for several jobs, wherever it has room."""
+
+    def __call__(self, work: Callable[[Job], Found], jobs: Sequence[Job]) -> Sequence[Found | None]:
+        """What the work returned for each job, in their order; None for one that was lost with its worker."""
+
+
+def here(work: Callable[[Job], Found], jobs: Sequence[Job]) -> list[Found | None]:
+    """The :class:`Engine` of this process: one after the other."""
+    return [work(job) for job in jobs]

@@ -197,8 +197,8 @@ class Members:
         """
         reach, (horizon_known, loss_known), total = self.policy.reach, self.known, self.spec.steps
         measured = self._measure_layers(gradient, products) if self.layered else self._measure(gradient, products)
-        if self.layered:  # a loss of 0 is none: layers have no loss of their own
-            loss = torch.cat((loss[:, None], torch.zeros_like(self.log_multiplier)), 1)
+        if self.layered:  # layers have no loss: one that is always 1 enters none of their signals, and divides by no 0
+            loss = torch.cat((loss[:, None], torch.ones_like(self.log_multiplier)), 1)
         self.observed = observe(self.observed, loss if loss_known else None, *measured)
         update, landing = self._of_network(self.observed.update), self._of_network(self.observed.landing)
         start = land(self.log_multiplier, update, landing, total, horizon_known, reach)

@@ -1,19 +1,17 @@
 """The populations of a meta-step as tasks of a Ray cluster; what is lost costs that population only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from torch import Tensor
-
-from metastep.meta.population.jobs import Job, Outcome, evaluate
+from metastep.meta.population.jobs import Found, Job
 from metastep.meta.ray_start import ray_started
 
 
 class RayEngine:
-    """Evaluates each population of a meta-step by an actor of its own, all at once.
+    """Trains each population of a step in an actor of its own, all at once.
 
-    The outcomes come in the order of the jobs, whoever is first: a run is the same with and without Ray. A population
-    whose actor dies is left out of its meta-step; a new actor takes its place for the next.
+    What they find comes in the order of the jobs, whoever is first: a run is the same with and without Ray. A
+    population whose actor dies is left out of its step; a new actor takes its place for the next.
 
     Args:
         address: of a running cluster ("auto", "ray://host:10001", ...); None starts one on this machine.
@@ -27,11 +25,11 @@ class RayEngine:
         self._ray, self._ours = ray_started(address)
         self.actors: list[Any] = []
 
-    def __call__(self, jobs: Sequence[Job], center: Tensor) -> list[Outcome | None]:
-        """The outcome of each job, None for one that was lost."""
+    def __call__(self, work: Callable[[Job], Found], jobs: Sequence[Job]) -> list[Found | None]:
+        """What the work returned for each job, None for one that was lost."""
         while len(self.actors) < len(jobs):
-            self.actors.append(self._ray.remote(num_cpus=self._share(len(jobs)))(_Evaluator).remote())
-        pending = [actor.evaluate.remote(job, center) for actor, job in zip(self.actors, jobs, strict=False)]
+            self.actors.append(self._ray.remote(num_cpus=self._share(len(jobs)))(_Worker).remote())
+        pending = [actor.do.remote(work, job) for actor, job in zip(self.actors, jobs, strict=False)]
         return [self._result(number, reference) for number, reference in enumerate(pending)]
 
     def close(self) -> None:
@@ -48,13 +46,12 @@ class RayEngine:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _result(self, number: int, reference: Any) -> Outcome | None:
+    def _result(self, number: int, reference: Any) -> Any:
         try:
-            outcome: Outcome = self._ray.get(reference)
+            return self._ray.get(reference)
         except self._ray.exceptions.RayActorError:
-            self.actors[number] = self._ray.remote(num_cpus=self._share(len(self.actors)))(_Evaluator).remote()
+            self.actors[number] = self._ray.remote(num_cpus=self._share(len(self.actors)))(_Worker).remote()
             return None
-        return outcome
 
     def _share(self, actors: int) -> float:
         """One CPU each, or so much less that all have room: Ray counts in ten-thousandths."""
@@ -62,9 +59,9 @@ class RayEngine:
         return 1.0 if total >= actors else int(total / actors * 1000) / 1000
 
 
-class _Evaluator:
+class _Worker:
     """What runs in an actor."""
 
-    def evaluate(self, job: Job, center: Tensor) -> Outcome:
-        """Train the population."""
-        return evaluate(job, center)
+    def do(self, work: Callable[[Job], Found], job: Job) -> Found:
+        """Train a population."""
+        return work(job)

@@ -16,7 +16,7 @@ from torch import Tensor
 from metastep.core.policy import Reach, move, signal_policy, unpack_weights, weight_shapes
 from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names, features
 from metastep.meta.population.distribution import TaskSpec
-from metastep.meta.population.jobs import fitness
+from metastep.meta.population.jobs import Job, fitness
 from metastep.meta.population.members import Members, Policy
 from metastep.meta.population.rules import Base
 
@@ -71,19 +71,12 @@ class _AtLevels(Members):
         return move(start, still, self.signals.cut, self.spec.steps, True, self.policy.reach, step=self.steps)
 
 
-def survey(spec: TaskSpec, base: Base, policy: Policy, rate: float, device: str = "cpu") -> Findings:
-    """Train a population at all levels on one task.
-
-    Args:
-        spec: the task.
-        base: of the optimizers.
-        policy: whose signals are noted.
-        rate: the initial rate, of the first step.
-        device: where.
-    """
-    members = _AtLevels(spec, base, policy, rate, device)
-    reached = members.run(torch.zeros(len(LEVELS), policy.size, device=device))
-    moments = torch.tensor(members.moments[: len(members.seen)]) / spec.steps
+def survey(job: Job) -> Findings:
+    """Train a population at all levels on a job's task, from the initial rate of its first pair."""
+    rate = math.exp(job.log_rates[0])
+    members = _AtLevels(job.spec, job.base, job.policy._replace(scope="network"), rate, job.device)
+    reached = members.run(torch.zeros(len(LEVELS), members.policy.size, device=job.device))
+    moments = torch.tensor(members.moments[: len(members.seen)]) / job.spec.steps
     return Findings(torch.stack(members.seen).half().cpu(), moments, fitness(*reached).cpu(), LEVELS)
 
 

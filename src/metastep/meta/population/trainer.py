@@ -1,8 +1,8 @@
 """Meta-training over a population: tasks are drawn, populations trained, and the weights of the schedule moved."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -11,18 +11,17 @@ from torch import Tensor
 
 from metastep.core.policy import Reach, unpack_weights
 from metastep.meta.population.distribution import FAMILIES, RATES, sample_task
-from metastep.meta.population.jobs import Job, Outcome, evaluate, fitness
+from metastep.meta.population.jobs import Engine, Job, Outcome, evaluate, fitness, here
 from metastep.meta.population.long_task import LongTask
 from metastep.meta.population.members import WORST_LOSS, Policy
 from metastep.meta.population.rules import Base
 from metastep.meta.population.survey import Findings, fit, survey
-
-#: Evaluates the jobs of one meta-step; None for one that was lost.
-Engine = Callable[[Sequence[Job], Tensor], Sequence[Outcome | None]]
+from metastep.meta.population.widening import widen
 
 _BETAS = 0.9, 0.99
 _AVERAGED = 0.98
-_WORST = torch.tensor(WORST_LOSS)
+#: Fitness of a member that is lost.
+_LOST = float(fitness(*torch.full((2,), WORST_LOSS)))
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class PopulationConfig:
         survey_tasks: tasks that are surveyed first, for weights to start from; 0 starts from scratch.
         fit_steps: steps of fitting those weights.
         meta_steps: steps of the meta-optimizer after that.
-        tasks: populations a meta-step, each on a task of its own.
+        tasks: populations a step, of the survey and of evolution, each on a task of its own.
         pairs: antithetic pairs of a population.
         sigma: standard deviation of the perturbations.
         meta_lr: rate of the meta-optimizer, Adam; it falls to 0 over the second half.
@@ -47,8 +46,13 @@ class PopulationConfig:
         unroll: steps of a long task in one meta-step.
         horizon_unknown: share of tasks whose horizon the schedule is not told.
         loss_unknown: share of tasks whose loss it is not shown.
+        start: weights to start from in place of a survey's, N of them, or N of the same policy with one rate for the
+            network; empty: none.
         seed: of everything.
         device: where populations train.
+
+    Raises:
+        ValueError: if both a start and a survey are asked for, or the start has another length.
     """
 
     base: Base
@@ -68,13 +72,25 @@ class PopulationConfig:
     unroll: int = 200
     horizon_unknown: float = 0.1
     loss_unknown: float = 0.05
+    start: tuple[float, ...] = ()
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        sizes = {self.policy.size, self.policy._replace(scope="network").size}
+        if self.start and self.survey_tasks:
+            raise ValueError(f"survey_tasks must be 0 with weights to start from, got {self.survey_tasks}.")
+        if self.start and len(self.start) not in sizes:
+            raise ValueError(
+                f"start must hold {' or '.join(map(str, sorted(sizes)))} weights, got {len(self.start)}; start from a "
+                "schedule of the same signals and hidden units."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a record."""
         policy = {**self.policy._asdict(), "signals": list(self.policy.signals), "reach": self.policy.reach._asdict()}
-        return {**asdict(self), "policy": policy, "families": list(self.families)}
+        lists = {"families": list(self.families), "start": list(self.start)}
+        return {**asdict(self), "policy": policy, **lists}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -82,12 +98,7 @@ class PopulationConfig:
         given = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         policy = {**given["policy"], "signals": tuple(given["policy"]["signals"])}
         given["policy"] = Policy(**{**policy, "reach": Reach(**policy["reach"])})
-        return cls(**{**given, "families": tuple(given["families"])})
-
-
-def evaluate_here(jobs: Sequence[Job], center: Tensor) -> list[Outcome]:
-    """Train the populations one after the other in this process."""
-    return [evaluate(job, center) for job in jobs]
+        return cls(**{**given, "families": tuple(given["families"]), "start": tuple(given.get("start", ()))})
 
 
 class PopulationTrainer:
@@ -95,7 +106,7 @@ class PopulationTrainer:
 
     Args:
         config: what to train, and on what.
-        engine: where the populations of a meta-step train; default: here, one after the other.
+        engine: where the populations of a step train; default: here, one after the other.
 
     Attributes:
         center: the weights, (N,).
@@ -105,13 +116,9 @@ class PopulationTrainer:
         skipped: meta-steps whose populations all diverged wholly, or were lost; the weights stayed as they were.
     """
 
-    def __init__(self, config: PopulationConfig, engine: Engine = evaluate_here) -> None:
+    def __init__(self, config: PopulationConfig, engine: Engine = here) -> None:
         self.config, self._engine = config, engine
-        generator = torch.Generator().manual_seed(config.seed)
-        self.center = torch.zeros(config.policy.size)
-        policy = config.policy
-        first = unpack_weights(self.center, policy.features, policy.hidden, policy.recurrent)["input"]
-        first.copy_(torch.randn(first.shape, generator=generator) * 0.3)  # the rest stays 0: at first it drives nowhere
+        self.center = _first_weights(config)
         self.average = self.center.clone()
         self.findings: list[Findings] = []
         self.done = self.skipped = 0
@@ -139,7 +146,7 @@ class PopulationTrainer:
             outcomes: list[Outcome | None] = [self._advance_long()]
         else:
             jobs = [self._draw(config.longest) for _ in range(config.tasks)]
-            outcomes = list(self._engine(jobs, self.center))
+            outcomes = list(self._engine(partial(evaluate, center=self.center), jobs))
         self.done += 1
         there = [outcome for outcome in outcomes if outcome is not None]
         gradients = [outcome.gradient for outcome in there if outcome.gradient is not None]
@@ -155,18 +162,22 @@ class PopulationTrainer:
         )
 
     def _survey(self) -> Outcome:
-        config, job = self.config, self._draw(self.config.longest)
-        found = survey(job.spec, config.base, config.policy, math.exp(job.log_rates[0]), config.device)
-        self.done += 1
-        least = float(found.fitness.min())
-        if least < float(fitness(_WORST, _WORST)):
-            self.findings.append(found)
-        else:
-            self.skipped += 1
+        config = self.config
+        jobs = [self._draw(config.longest) for _ in range(min(config.tasks, config.survey_tasks - self.done))]
+        self.done += len(jobs)
+        reached = []
+        for found in self._engine(survey, jobs):
+            least = math.inf if found is None else float(found.fitness.min())
+            if found is not None and least < _LOST:
+                self.findings.append(found)
+                reached.append(least)
+            else:
+                self.skipped += 1
         if not self.surveying and self.findings:
-            self.center = fit(self.findings, config.policy, config.seed, config.fit_steps)
+            network = config.policy._replace(scope="network")
+            self.center = _fitting(fit(self.findings, network, config.seed, config.fit_steps), config.policy)
             self.average = self.center.clone()
-        return Outcome(None, least, 0.0)
+        return Outcome(None, sum(reached) / len(reached) if reached else _LOST, 1 - len(reached) / len(jobs))
 
     def _advance_long(self) -> Outcome:
         if self._long is None or self._long.finished:
@@ -225,6 +236,22 @@ class PopulationTrainer:
         like = {"policy": self.config.policy, "base": self.config.base}
         saved = state["long"]
         self._long = None if saved is None else LongTask.from_state(saved, like, self.config.unroll)
+
+
+def _first_weights(config: PopulationConfig) -> Tensor:
+    """Those to start from, or random ones that drive nowhere."""
+    policy = config.policy
+    if config.start:
+        return _fitting(torch.tensor(config.start), policy)
+    weights = torch.zeros(policy.size)
+    first = unpack_weights(weights, policy.features, policy.hidden, policy.recurrent)["input"]
+    first.copy_(torch.randn(first.shape, generator=torch.Generator().manual_seed(config.seed)) * 0.3)
+    return weights
+
+
+def _fitting(weights: Tensor, policy: Policy) -> Tensor:
+    """The weights of a policy of either scope as those of this one."""
+    return weights if len(weights) == policy.size else widen(weights, policy)
 
 
 def _plain(state: Any) -> Any:
