@@ -181,3 +181,17 @@ def test_whatever_losses_and_gradients_come_rates_and_parameters_stay_finite(eve
         assert other.isfinite().all()
     assert lr.steps == len(events)
     assert 0 <= lr.brakes <= len(events)
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": "layer"}], ids=["network", "layer"])
+def test_without_losses_the_run_goes_on_after_a_brake(options) -> None:
+    """The zero rates of a skipped step are not the zeros by which a checkpoint makes an optimizer create its state."""
+    run = Sines()
+    lr = ms.LearnedLR(run.optimizer, schedule(**options), total_steps=STEPS)
+    for step in range(15):
+        run.backward()
+        if step == 10:
+            run.net[0].weight.grad[0, 0] = math.nan
+        run.optimizer.step()
+        assert (lr.get_last_lr()[0] == 0) == (step == 10)
+    assert (lr.brakes, lr.steps) == (1, 15)
