@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from metastep.bench.config import RunConfig
 from metastep.bench.curves import CurveLog, SilentLog
 from metastep.bench.locks import FolderLock
+from metastep.bench.open_entry import OpenEntry
 from metastep.bench.protocols import load_run_task
 from metastep.bench.rates import applied_rate, layer_rates, layers_every
 from metastep.bench.records import make_record, read_record, write_record
@@ -21,7 +23,7 @@ from metastep.bench.schedules import is_from_files
 from metastep.bench.stopping import never
 from metastep.bench.team import any_process, as_the_first, mean_of_all, own_parts, with_own_part
 from metastep.bench.trainers import make_trainer
-from metastep.core.collectives import from_first, rank_here, wait_for_all
+from metastep.core.collectives import from_first, rank_count, rank_here, wait_for_all
 from metastep.files import write_atomically
 from metastep.meta.checkpoints import CheckpointFile
 from metastep.schedules import MLRSNet, Phased, Schedule, load_schedule, save_schedule
@@ -87,8 +89,7 @@ class Run:
         self._writes = rank_here() == 0
         self._valid: dict[str, float] = {}
         self._train_seconds, self._eval_seconds = 0.0, 0.0
-        self._loss_sum = torch.zeros(())  # since the last entry of the training curve
-        self._loss_count = 0
+        self._open = OpenEntry()
         self._saved_at, self._saving_took = time.monotonic(), 0.0
         begun = (folder / "run.json").is_file()
         if begun and read_config(folder) != config:
@@ -148,17 +149,14 @@ class Run:
     def _stretch(self, log: CurveLog) -> None:
         """Train to the next step at which something is due: an entry, a look, a snapshot, a checkpoint."""
         trainer, config = self.trainer, self.config
-        self._loss_sum = self._loss_sum.to(config.device)
         until = self._next_event()
         started = time.perf_counter()
-        while trainer.steps < until and not self._should_stop():
-            self._loss_sum += trainer.advance()
-            self._loss_count += 1
-        loss_sum = mean_of_all(float(self._loss_sum))  # waits for the device: the clock is honest
+        self._open.add(self._advance(until))  # waits for the device: the clock is honest
+        loss_sum = mean_of_all(self._open.total)
         self._train_seconds += time.perf_counter() - started
         if trainer.steps < until:
             return
-        step, loss, lr = trainer.steps, loss_sum / self._loss_count, applied_rate(trainer.optimizer, trainer.lr)
+        step, loss, lr = trainer.steps, loss_sum / self._open.count, applied_rate(trainer.optimizer, trainer.lr)
         learner = trainer.learner
         meta_loss = None if learner is None else learner.last_meta_loss
         if not math.isfinite(loss):
@@ -172,7 +170,7 @@ class Run:
                 log.write("layers", step, rates)
             if meta_loss is not None:
                 log.write("meta", step, {"loss": meta_loss, "seconds": self._train_seconds})
-            self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
+            self._open = OpenEntry()
         if self.status == "running" and config.eval_every is not None and self._due(config.eval_every):
             self._evaluate(log)
         if self._on_progress is not None:
@@ -184,6 +182,14 @@ class Run:
             save_schedule(trainer.lr.schedule, self._snapshot(step))
         if as_the_first(self._checkpoint_due) and step < config.total_steps:
             self._save(log)
+
+    def _advance(self, until: int) -> list[Tensor]:
+        """Take steps, up to a number of them in all, or until it is to stop; return their losses, () each."""
+        trainer, losses = self.trainer, list[Tensor]()
+        should_stop = self._should_stop if rank_count() > 1 else self._one_should_stop
+        while trainer.steps < until and not should_stop():
+            losses.append(trainer.advance())
+        return losses
 
     def _next_event(self) -> int:
         config, step = self.config, self.trainer.steps
@@ -261,21 +267,20 @@ class Run:
         self.trainer.load_state_dict(with_own_part(state["trainer"], state.get("processes", [{}])))
         self._train_seconds, self._eval_seconds = state["train_seconds"], state["eval_seconds"]
         self._valid = state["valid"]
-        loss_sum, self._loss_count = state.get("open_entry", (0.0, 0))
-        self._loss_sum = torch.tensor(loss_sum, device=self.config.device)
+        self._open = OpenEntry(*state.get("open_entry", ()))
         self.status = "diverged" if state["status"] == "diverged" else "running"
 
     def _save(self, log: CurveLog) -> None:
         """Write a checkpoint, after the curves that belong to it."""
         started = time.monotonic()
-        trainer, loss_sum = self.trainer.state_dict(), mean_of_all(float(self._loss_sum))
+        trainer, loss_sum = self.trainer.state_dict(), mean_of_all(self._open.total)
         state = {
             "trainer": trainer,
             "processes": own_parts(trainer),
             "train_seconds": self._train_seconds,
             "eval_seconds": self._eval_seconds,
             "valid": self._valid,
-            "open_entry": (loss_sum, self._loss_count),
+            "open_entry": (loss_sum, self._open.count),
             "status": self.status,
         }
         if self._writes:

@@ -69,8 +69,6 @@ class Rows:
     def __next__(self) -> Batch:
         batch = next(self._stream)
         count, rank, rows = rank_count(), rank_here(), len(batch.inputs)
-        if count == 1:
-            return batch
         begin, end = rank * rows // count, (rank + 1) * rows // count
         self.weight = (end - begin) * count / rows
         here = slice(begin, max(end, begin + 1))  # a row of no weight, where there are fewer rows than processes
@@ -87,3 +85,8 @@ class Rows:
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
         self._stream.load_state_dict(state)
+
+
+def rows_here(stream: Stream[Batch]) -> Stream[Batch]:
+    """This process's rows of a stream; the stream itself where there is no other process."""
+    return stream if rank_count() == 1 else Rows(stream)

@@ -10,13 +10,14 @@ from metastep.bench.config import RunConfig
 from metastep.bench.optimizers import make_optimizer
 from metastep.bench.recalibration import recalibration
 from metastep.bench.schedules import make_schedule, scaled_by
-from metastep.bench.team import Rows
+from metastep.bench.team import Rows, rows_here
 from metastep.core.collectives import rank_here, replicated
 from metastep.meta import MetaLearner
 from metastep.meta.step_styles import step_style
-from metastep.meta.trainer import Trainer
+from metastep.meta.trainer import Stream, Trainer
 from metastep.schedules import LearnedLR, MLRSNet, Schedule, load_schedule
 from metastep.tasks import Task
+from metastep.tasks.batches import Batch
 
 #: Batches of training data on which an eval-mode training loss is measured, to set the scale of a learned schedule.
 #: The published code reads the whole training set.
@@ -64,14 +65,14 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
     validation, validation_loss = _validation(config, task, replicas) if learns or bilevel else (None, None)
     learner = _learner(config, lr, validation_loss) if learns and validation_loss is not None else None
     size, device = config.batch_size, config.device
-    batches = Rows(task.batches("train", batch_size=size, seed=config.seed, device=device))
+    batches = rows_here(task.batches("train", batch_size=size, seed=config.seed, device=device))
     if rank_here() > 0:  # dropout of its own
         torch.manual_seed(config.seed + _SEED_STRIDE * rank_here())
     return Trainer(
         model=replicas,
         optimizer=optimizer,
         lr=lr,
-        loss=lambda model, batch: batches.weighted(task.loss(model, batch)),
+        loss=_weighted(task, batches),
         batches=batches,
         learner=learner,
         validation_batches=validation,
@@ -110,18 +111,22 @@ def _scaled(schedule: Schedule, config: RunConfig) -> Schedule:
     return schedule if config.scale == "measured" else scaled_by(schedule, config.lr)
 
 
-def _validation(config: RunConfig, task: Task, model: nn.Module) -> tuple[Rows, Callable[[], torch.Tensor]]:
+def _weighted(task: Task, batches: Stream[Batch]) -> Callable[[nn.Module, Batch], torch.Tensor]:
+    """The loss of a task, with the weight that this process's rows have in their batch."""
+    if not isinstance(batches, Rows):
+        return task.loss
+    return lambda model, batch: batches.weighted(task.loss(model, batch))
+
+
+def _validation(config: RunConfig, task: Task, model: nn.Module) -> tuple[Stream[Batch], Callable[[], torch.Tensor]]:
     """Batches of inner_valid, and what draws one and computes its loss."""
     if task.splits["inner_valid"] == 0:
         learner = config.optimizer if config.meta is None else f"a schedule ({config.schedule})"
         raise ValueError(f"inner_valid must be > 0 to run {learner} on {task.name}, got 0; it learns from that split.")
     size = config.batch_size if config.meta is None else config.meta.batch_size or config.batch_size
-    validation = Rows(task.batches("inner_valid", batch_size=size, seed=config.seed + 1, device=config.device))
-
-    def loss() -> torch.Tensor:
-        return validation.weighted(task.loss(model, next(validation)))
-
-    return validation, loss
+    validation = rows_here(task.batches("inner_valid", batch_size=size, seed=config.seed + 1, device=config.device))
+    weighted = _weighted(task, validation)
+    return validation, lambda: weighted(model, next(validation))
 
 
 def _learner(config: RunConfig, lr: LearnedLR, validation_loss: Callable[[], torch.Tensor]) -> MetaLearner:
