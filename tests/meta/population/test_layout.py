@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.layout import Layout
+from metastep.meta.population.members import Members, Policy
 from metastep.meta.population.networks import MLP, Network, Transformer
+from metastep.meta.population.rules import Base
 
 NETWORKS = [MLP(5, (8, 3), 2, "relu", "batch", 1.0), Transformer(11, 8, 2, 2, 7)]
 
@@ -43,3 +46,16 @@ def test_what_is_not_finite_in_a_layer_stays_there(network: Network) -> None:
         assert not found[:, 1, 2].isfinite().any()
         found[:, 1, 2] = sound[:, 1, 2]
         assert torch.equal(found, sound)
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_what_is_left_over_behind_a_layer_stays_0_in_training(base: Base, policy: Policy, spec: TaskSpec) -> None:
+    policy = policy._replace(scope="layer")
+    members = Members(spec, base, policy, torch.tensor([0.1, 1.0]))
+    ones = [torch.ones_like(part) for part in members.layout.split(members.parameters)]
+    left = members.layout.join(ones, torch.empty_like(members.parameters)) == 0
+    before = members.parameters.clone()
+    members.run(torch.zeros(2, policy.size))
+    assert int(left.sum()) == 2 * (32 - 16 + 32 - 10)  # the biases: 16 hidden units, 10 classes
+    assert not members.parameters[left].any()
+    assert not torch.equal(members.parameters, before)

@@ -6,6 +6,7 @@ with the table that says of which layer a piece is: a handful of operations, how
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,10 +37,17 @@ class Layout:
         pieces = [-(-weight.size // piece) for weight in network.weights]
         self.width = sum(pieces) * piece
         self._left = [count * piece - weight.size for count, weight in zip(pieces, network.weights, strict=True)]
-        of = torch.arange(self.layers).repeat_interleave(torch.tensor(pieces))
-        self._of = of.to(like.device)  # (C,) the layer of each piece
-        self._table = one_hot(of, self.layers).to(like)  # (C, L)
-        self._zeros = like.new_zeros(0)
+        self._pieces, self._zeros = pieces, like.new_zeros(0)
+
+    @cached_property
+    def _of(self) -> Tensor:
+        """The layer of each piece, (C,)."""
+        return torch.arange(self.layers).repeat_interleave(torch.tensor(self._pieces)).to(self._zeros.device)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """1 where a piece is of a layer, (C, L)."""
+        return one_hot(self._of, self.layers).to(self._zeros)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of (P, D) as the parameters, each (P, *shape)."""
