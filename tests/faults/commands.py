@@ -1,5 +1,6 @@
 """The commands that faults happen to, how long to wait, and all that they leave but clocks."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,18 @@ def wait_for(child: Child, condition: Callable[[], bool]) -> None:
     """Until something is so, or the child has ended."""
     while child.process.is_alive() and not condition():
         time.sleep(0.002)
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that a process started, and those that they did."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [process]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def begun(child: Child) -> None:

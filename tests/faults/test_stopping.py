@@ -1,12 +1,14 @@
 """SIGTERM ends a command after its step, saved, with exit code 0; a folder serves one command at a time."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.bench.running import Child, differences, run_config
-from tests.faults.commands import COMMANDS, begun, checkpoints, weights_and_records
+from tests.faults.commands import COMMANDS, begun, checkpoints, descendants, wait_for, weights_and_records
 
 from metastep.bench.curves import read_entries
 from metastep.bench.locks import FolderLock
@@ -17,7 +19,7 @@ from metastep.meta.checkpoints import CheckpointFile
 TWO_TASKS = ("meta-train", "wine/mlp", "wine/mlp", "--train-size", "60", "--inner-valid", "20", "--outer-valid", "20")
 
 
-@pytest.mark.parametrize("command", ["train", "meta-train"])  # compare: tests/bench/test_kills.py
+@pytest.mark.parametrize("command", COMMANDS)
 def test_sigterm_saves_and_exits_0_and_the_rest_is_as_ever(
     command: str, undisturbed: Callable[[str], Path], start: Callable[..., Child], tmp_path: Path
 ) -> None:
@@ -31,6 +33,40 @@ def test_sigterm_saves_and_exits_0_and_the_rest_is_as_ever(
         assert CheckpointFile(path).load()[0]["trainer"]["steps"] >= logged
     assert start(command, "--resume", "out").end() == 0
     assert differences(weights_and_records(command, out), weights_and_records(command, undisturbed(command))) == []
+
+
+JOBS = {
+    "compare": (*COMMANDS["compare"], "--workers", "2"),
+    "meta-train": (*TWO_TASKS, "--steps", "400", "--every", "5", "--batch-size", "8", "--checkpoint-every", "20"),
+}
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_sigterm_to_all_processes_of_a_job_does_the_same(
+    command: str, undisturbed: Callable[[str], Path], start: Callable[..., Child], tmp_path: Path
+) -> None:
+    child, out = start(*JOBS[command], "--out", "out"), tmp_path / "out"
+    wait_for(child, lambda: any(out.rglob("*.previous.pt")))
+    assert child.process.pid is not None
+    workers = descendants(child.process.pid)
+    assert len(workers) >= 2
+    for process in (child.process.pid, *workers):
+        os.kill(process, signal.SIGTERM)
+    assert child.end() == 0, child.err
+    assert child.err.splitlines()[-1] == f"stopped; go on with: metastep {command} --resume out"
+    assert start(command, "--resume", "out").end() == 0
+    if command == "compare":
+        assert differences(weights_and_records(command, out), weights_and_records(command, undisturbed(command))) == []
+
+
+def test_what_a_signal_sets_off_may_need_what_the_interrupted_code_holds() -> None:
+    """As a line above a progress bar does, which is drawn under a lock."""
+    lock, told = threading.Lock(), []
+    with StopSignal(lambda: told.append(lock.acquire(timeout=20))) as stop:
+        with lock:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        assert told == [True]  # it was free when somebody asked for it
 
 
 @pytest.mark.parametrize("at", [1, 8, 10, 27])

@@ -136,6 +136,8 @@ class ManyTasks:
         """Ask all to stop; those that are in a meta-step finish it first."""
         self._stopping = True
         for member in self._active():
+            if member.phase == "stopped":
+                continue
             self._workers.stop(member.number)
             if member.phase == "arrived":
                 self._workers.answer(member.number, False)
@@ -268,8 +270,10 @@ class ManyTasks:
         member.state = self._folder.state_of(member)
         begins = "begins again" if member.state is None else "goes on from the last checkpoint"
         self._note(f"{member.label} lost its worker; it {begins}.")
-        if self._stopping:
+        if self._stopping or self._should_stop():  # SIGTERM may go to all processes of a job, and be heard here last
             member.phase, member.fresh_state = "stopped", True
+            if not self._stopping:
+                self._stop()
         else:
             self._start(member)
 

@@ -1,5 +1,6 @@
 """Stopping cleanly: a signal is noted, and obeyed after the current step."""
 
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -20,7 +21,9 @@ class StopSignal:
     Outside the main thread, where Python delivers no signals, nothing is ever noted.
 
     Args:
-        on_signal: called when one is noted.
+        on_signal: called when one is noted, in a thread of its own. What it needs (the lock of a progress bar, the
+            buffer of standard error) the main thread may hold, which the signal interrupts anywhere: called there, it
+            would wait for ever. It is over before this object says that it is time to stop.
 
     Example:
         >>> with StopSignal() as stop:
@@ -32,10 +35,15 @@ class StopSignal:
         self.received: int | None = None
         self._on_signal = on_signal
         self._before: dict[int, Any] = {}
+        self._noted: queue.SimpleQueue[bool] = queue.SimpleQueue()  # the one queue that a signal may interrupt
+        self._teller: threading.Thread | None = None
 
     def __call__(self) -> bool:
         """True once a signal was noted."""
-        return self.received is not None
+        if self.received is None:
+            return False
+        self._finish_telling()
+        return True
 
     @property
     def exit_code(self) -> int:
@@ -44,10 +52,14 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            if self._on_signal is not None:
+                self._teller = threading.Thread(target=self._tell, args=(self._on_signal,), daemon=True)
+                self._teller.start()
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._finish_telling()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -55,5 +67,14 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, self._before[number])
-        if self._on_signal is not None:
-            self._on_signal()
+        self._noted.put(True)
+
+    def _tell(self, on_signal: Callable[[], None]) -> None:
+        while self._noted.get():
+            on_signal()
+
+    def _finish_telling(self) -> None:
+        if self._teller is not None:
+            self._noted.put(False)
+            self._teller.join()
+            self._teller = None

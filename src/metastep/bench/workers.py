@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -99,8 +100,9 @@ def run_in_workers(
 ) -> Iterator[tuple[int, Any]]:
     """The same in so many processes, in the order in which they finish.
 
-    A worker ignores Ctrl-C, which the terminal sends to all; it stops when this process says so, and dies with it. When
-    one dies, the pool is made again and its run goes on from its checkpoint.
+    A worker ignores Ctrl-C, which the terminal sends to all; it stops when this process says so, and dies with it. A
+    SIGTERM of its own, such as one to all processes of a job, ends it after its step, saved. When one dies, the pool is
+    made again and its run goes on from its checkpoint.
 
     Raises:
         ChildProcessError: if workers die again and again.
@@ -114,6 +116,8 @@ def run_in_workers(
                 yield number, record
             return  # what is left was stopped before it began
         except BrokenProcessPool as error:
+            if should_stop():  # SIGTERM went to all: what is left is saved, or never began
+                return
             deaths += 1
             if deaths == _DEATHS:
                 raise ChildProcessError(
@@ -180,6 +184,7 @@ def _read(board: Any, number: int, cell: Work) -> Progress:
 # ---- in the worker
 
 _shared: tuple[Any, Any] | None = None
+_working = _terminated = False
 
 
 def _begin(stop: Any, board: Any, taken: Any, workers: int) -> None:
@@ -192,6 +197,15 @@ def _begin(stop: Any, board: Any, taken: Any, workers: int) -> None:
             torch.cuda.set_device(taken.value % gpus)
             taken.value += 1
     leave_signals_to_parent()
+    signal.signal(signal.SIGTERM, _end_after_step)
+
+
+def _end_after_step(number: int, frame: FrameType | None) -> None:
+    """Die, but after the step that has begun, with a checkpoint: the pool takes a dead worker's work up again."""
+    global _terminated
+    _terminated = True
+    if not _working:
+        os._exit(128 + number)
 
 
 def leave_signals_to_parent() -> None:
@@ -208,6 +222,7 @@ def leave_signals_to_parent() -> None:
 
 
 def _work(number: int, cell: Work) -> dict[str, Any]:
+    global _working
     assert _shared is not None
     stop, board = _shared
 
@@ -215,4 +230,10 @@ def _work(number: int, cell: Work) -> dict[str, Any]:
         quality = progress.valid.get("accuracy", progress.valid.get("perplexity", math.nan))
         board[_COLUMNS * number : _COLUMNS * (number + 1)] = [progress.step, progress.loss, progress.lr, quality]
 
-    return cell.run(lambda: bool(stop.value), post)
+    _working = True
+    try:
+        return cell.run(lambda: _terminated or bool(stop.value), post)
+    finally:
+        _working = False
+        if _terminated:
+            os._exit(128 + signal.SIGTERM)
