@@ -1,6 +1,7 @@
 """The search: equal for all methods, deterministic, restartable, judged where the docs say."""
 
 import math
+import sys
 import warnings
 from pathlib import Path
 
@@ -133,6 +134,9 @@ def test_half_a_line_and_a_lock_that_a_kill_left_are_mended(tmp_path: Path) -> N
         "sqlite:////nowhere/at/all/trials.db",
         "nonsense",
         "mysql+pymysql://ann:secret@127.0.0.1:9/trials",
+        "postgresql://127.0.0.1:9/trials?user=ann&password=secret",
+        "postgresql://ann:top@secret@127.0.0.1:9/trials",
+        "postgresql://ann:top/secret@127.0.0.1:9/trials",
     ],
 )
 def test_a_storage_that_cannot_be_reached_is_said_without_its_password(storage: str) -> None:
@@ -140,6 +144,13 @@ def test_a_storage_that_cannot_be_reached_is_said_without_its_password(storage: 
         check_storage(storage)
     assert "secret" not in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_driver_that_is_missing_is_named_with_what_brings_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    words = r"got postgresql\+psycopg://ann:\*\*\*@127.0.0.1:9/x, whose driver psycopg is not installed; run"
+    with pytest.raises(StorageUnreachable, match=rf"{words} pip install 'psycopg\[binary\]', or leave storage out\.$"):
+        check_storage("postgresql+psycopg://ann:secret@127.0.0.1:9/x")
 
 
 def test_a_check_leaves_no_study_behind(tmp_path: Path) -> None:

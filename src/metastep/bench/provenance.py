@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from metastep.bench.passwords import without_password
 from metastep.core.collectives import rank_count
 from metastep.version import __version__
 
@@ -32,7 +33,7 @@ def provenance(device: str) -> dict[str, Any]:
             "processes": rank_count(),
             "system": f"{platform.system()} {platform.machine()}",
         },
-        "command": " ".join(["metastep", *map(shlex.quote, sys.argv[1:])]),
+        "command": " ".join(["metastep", *(shlex.quote(without_password(part)) for part in sys.argv[1:])]),
         "git_revision": _git_revision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -15,11 +15,12 @@ from metastep.bench.counting import ComparisonProgress, Count
 from metastep.bench.engines.engine import Engine
 from metastep.bench.locks import FolderLock
 from metastep.bench.methods import METHODS
+from metastep.bench.passwords import without_password
 from metastep.bench.plans import PLAN_FILE, Plan
 from metastep.bench.records import write_records
 from metastep.bench.records_file import RecordsFile, records_of
 from metastep.bench.stopping import never
-from metastep.bench.studies import check_storage, without_password
+from metastep.bench.studies import check_storage
 from metastep.bench.trainers import check_device
 from metastep.bench.tuning import Trial
 from metastep.bench.wanted import Place, Wanted, at_defaults, cell_of, searches, with_what_was_found

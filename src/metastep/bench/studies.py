@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metastep.bench.passwords import without_password, without_password_of
 from metastep.bench.tuning import imported_optuna, quiet
 
 if TYPE_CHECKING:
@@ -69,22 +69,27 @@ def check_storage(storage: str) -> None:
         imported_optuna().delete_study(study_name=name, storage=_opened(storage))
 
 
-def without_password(storage: str) -> str:
-    """Return a storage URL that may be shown and written down.
-
-    Example:
-        >>> without_password("postgresql://ann:secret@host/trials")
-        'postgresql://ann:***@host/trials'
-    """
-    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", storage)
-
-
 def _unreachable(storage: str, error: Exception) -> StorageUnreachable:
-    reason = without_password((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))
+    if (driver := _missing_driver(error)) is not None:
+        package = {"psycopg": "psycopg[binary]"}.get(driver, driver)
+        return StorageUnreachable(
+            f"storage must be an Optuna storage that can be reached, got {without_password(storage)}, whose driver "
+            f"{driver} is not installed; run pip install '{package}', or leave storage out."
+        )
+    reason = without_password_of(storage, (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))
     return StorageUnreachable(
         f"storage must be an Optuna storage that can be reached, got {without_password(storage)} ({reason}); "
         "start it, install its driver, or leave storage out: trials are then kept in the folder of the experiment."
     )
+
+
+def _missing_driver(error: BaseException | None) -> str | None:
+    """The module that was missed, if that is what led to an error."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            return error.name
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @lru_cache(maxsize=4)
