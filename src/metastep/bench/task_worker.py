@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metastep.bench.open_entry import OpenEntry
 from metastep.bench.protocols import load_run_task
 from metastep.bench.rates import applied_rate
 from metastep.bench.task_messages import (
@@ -62,7 +63,7 @@ class SharedRun:
         self._hand_over = HandsOver(self._weights, self._exchange)
         self.learner.meta_optimizer = self._hand_over
         self._entries: list[Entry] = []
-        self._loss_sum, self._loss_count = torch.zeros((), device=self.config.device), 0
+        self._open, self._losses = OpenEntry(), list[Tensor]()  # of the curve; of the steps that are not yet in it
         self._train_seconds, self._eval_seconds = 0.0, 0.0
         self._last_loss = math.nan  # the mean since the last entry of the curve, or that entry's
         self._status, self._save = "running", False
@@ -88,16 +89,16 @@ class SharedRun:
         self._end()
 
     def _may_learn(self) -> bool:
-        if self._loss_count:
-            self._last_loss = float(self._loss_sum) / self._loss_count
+        entry = self._open_entry()
+        if entry.count:
+            self._last_loss = entry.total / entry.count
         rate, entries = applied_rate(self.trainer.optimizer, self.trainer.lr), self._new_entries()
         self._channel.send(Arrived(step=self.trainer.steps, entries=entries, loss=self._last_loss, lr=rate))
         return bool(self._channel.receive())
 
     def _step(self, *, learns: bool) -> None:
         started, before = time.perf_counter(), self._hand_over.handed_over
-        self._loss_sum += self.trainer.advance()
-        self._loss_count += 1
+        self._losses.append(self.trainer.advance())
         if learns and self._hand_over.handed_over == before:  # the learner found nothing that is finite
             self._take(self._exchange(None))
         self._train_seconds += time.perf_counter() - started
@@ -112,7 +113,8 @@ class SharedRun:
 
     def _log_training(self) -> None:
         started = time.perf_counter()
-        loss = float(self._loss_sum) / self._loss_count  # waits for the device: the clock is honest
+        entry = self._open_entry()  # waits for the device: the clock is honest
+        loss = entry.total / entry.count
         self._train_seconds += time.perf_counter() - started
         self._last_loss = loss
         if not math.isfinite(loss):
@@ -120,7 +122,12 @@ class SharedRun:
         self._log("train", {"loss": loss, "lr": applied_rate(self.trainer.optimizer, self.trainer.lr)})
         if self.learner.last_meta_loss is not None:
             self._log("meta", {"loss": self.learner.last_meta_loss})
-        self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
+        self._open = OpenEntry()
+
+    def _open_entry(self) -> OpenEntry:
+        self._open.add(self._losses)
+        self._losses.clear()
+        return self._open
 
     def _log(self, split: str, values: dict[str, float]) -> None:
         self._entries.append((split, self.trainer.steps, {**values, "seconds": self._train_seconds}))
@@ -174,11 +181,14 @@ class SharedRun:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the task needs to go on."""
         state: dict[str, Any] = on_cpu(self.trainer.state_dict())
-        open_entry = (float(self._loss_sum), self._loss_count)
-        return {"trainer": state, "open_entry": open_entry, "seconds": (self._train_seconds, self._eval_seconds)}
+        entry = self._open_entry()
+        return {
+            "trainer": state,
+            "open_entry": (entry.total, entry.count),
+            "seconds": (self._train_seconds, self._eval_seconds),
+        }
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         self.trainer.load_state_dict(state["trainer"])
-        loss_sum, self._loss_count = state["open_entry"]
-        self._loss_sum = torch.tensor(loss_sum, device=self.config.device)
+        self._open = OpenEntry(*state["open_entry"])
         self._train_seconds, self._eval_seconds = state["seconds"]
