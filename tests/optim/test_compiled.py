@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.gpu import no_sync
 from tests.optim.models import ALL_LEVELS, VARIANTS, flat, network, train
 
 from metastep.optim import HyperSGD, compiled, engines
@@ -88,9 +89,6 @@ def test_cuda_agrees_with_the_cpu_without_a_sync(variant, compile_it):
         for step in range(5):
             for p in model.parameters():
                 p.grad = torch.full_like(p, 0.1 * (step + 1))
-            if on_cuda and step > 2:
-                torch.cuda.set_sync_debug_mode("error")
-            optimizer.step()
-            if on_cuda:
-                torch.cuda.set_sync_debug_mode("default")
+            with no_sync(on=on_cuda and step > 2):
+                optimizer.step()
     torch.testing.assert_close(flat(models[0].parameters()), flat(models[1].parameters()).cpu(), rtol=0, atol=1e-12)

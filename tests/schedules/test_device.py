@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from tests.gpu import no_sync
 from tests.schedules.loops import net, null, rates
 from torch import nn
 
@@ -103,13 +104,10 @@ def test_the_devices_arithmetic_gives_the_hosts_rates() -> None:
 def test_on_a_gpu_no_step_synchronises() -> None:
     here = OnDevice("cuda")
     losses = [torch.tensor(loss, device="cuda") for loss in (math.nan, 2.3, math.inf, 1.0)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_sync():
         for loss in losses:
             here.lr.observe(loss)
             here.optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     other = null()
     lr = ms.LearnedLR(other, net(), initial_loss=2.3, num_classes=10)
     assert here.lr.get_last_lr()[0] == pytest.approx(rates(lr, other, [2.3, 2.3, 2.3, 1.0])[-1], rel=1e-5)
@@ -134,11 +132,8 @@ def test_on_a_gpu_watching_and_braking_do_not_synchronise(scope: str) -> None:
         if step == 20:
             model[0].weight.grad.fill_(math.nan)
         lr.observe(loss)
-        torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")  # the first steps ask for linearity
-        try:
+        with no_sync(on=step > 1):  # the first steps ask for linearity
             optimizer.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     assert lr.brakes == 1
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -217,7 +212,7 @@ def test_replaced_weights_are_asked_anew() -> None:
     with torch.no_grad():
         for weight in here.lr.schedule.parameters():
             weight.zero_()  # in place: the recorded query sees it
-    expected = here.lr.schedule(loss, here.lr.state)[0] * here.lr.scale
+        expected = here.lr.schedule(loss, here.lr.state)[0] * here.lr.scale
     here.lr.observe(loss)
     here.optimizer.step()
     assert here.lr.get_last_lr()[0] == pytest.approx(float(expected), rel=1e-6)
