@@ -40,7 +40,7 @@ class ExperimentRun:
         storage: an Optuna storage URL for the trials; None: journal files in the folder.
 
     Raises:
-        ValueError: for a device that is not there, or a storage other than the one that was begun with.
+        ValueError: for a storage other than the one that was begun with.
     """
 
     def __init__(self, plan: Plan, folder: Path, *, storage: str | None = None) -> None:
@@ -54,8 +54,6 @@ class ExperimentRun:
         self.plan = replace(plan, storage=told)
         self.folder = folder.absolute()  # workers may stand elsewhere
         self._storage = storage
-        for base in self.plan.bases.values():
-            check_device(base.device)
 
     @classmethod
     def resume(cls, folder: Path, *, storage: str | None = None, methods: Sequence[str] = ()) -> "ExperimentRun":
@@ -95,9 +93,11 @@ class ExperimentRun:
         Raises:
             FolderInUse: if another process is at it.
             StorageUnreachable: if the storage of the trials cannot be reached.
-            ValueError: for records of a newer version.
+            ValueError: for a device that is not there, or records of a newer version.
             OSError: if something cannot be read or written, or workers die again and again.
         """
+        for base in self.plan.bases.values() if engine.here else ():
+            check_device(base.device)
         if self._storage is not None:
             check_storage(self._storage)
         for base in self.plan.bases.values():

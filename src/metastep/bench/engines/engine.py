@@ -13,6 +13,10 @@ class Engine(Protocol):
     again. An engine yields a cell's result once.
     """
 
+    @property
+    def here(self) -> bool:
+        """Whether cells run on this machine, which then must have the device that they train on."""
+
     def __call__(
         self, cells: Mapping[int, Work], should_stop: Callable[[], bool], watch: Watch
     ) -> Iterator[tuple[int, Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from metastep.bench.workers import Watch, Work, run_here, run_in_workers
 
@@ -21,6 +21,7 @@ class Local:
     """
 
     workers: int = 1
+    here: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -38,16 +38,22 @@ class RayCluster:
 
     Args:
         address: of the cluster, as ``ray.init`` takes it; None: RAY_ADDRESS, else a cluster of this machine alone.
-        gpus_per_run: share of a GPU that a cell is given, > 0; None: no GPU.
+        gpus_per_run: share of a GPU that a cell is given, > 0, and whole above 1; None: no GPU.
 
     Raises:
-        ValueError: for a share that is not above 0.
+        ValueError: for a share that is out of range.
         ImportError: if Ray is not installed.
     """
+
+    here = False
 
     def __init__(self, address: str | None = None, *, gpus_per_run: float | None = None) -> None:
         if gpus_per_run is not None and not gpus_per_run > 0:
             raise ValueError(f"gpus_per_run must be > 0, got {gpus_per_run}; 0.25 puts 4 runs on a GPU.")
+        if gpus_per_run is not None and gpus_per_run > 1 and gpus_per_run % 1:
+            raise ValueError(
+                f"gpus_per_run must be whole above 1, got {gpus_per_run}; only a single GPU can be shared."
+            )
         self._address, self._gpus = address, gpus_per_run or 0.0
         _ray()
 
@@ -58,9 +64,11 @@ class RayCluster:
 
         Raises:
             ConnectionError: if the cluster cannot be reached.
+            ValueError: if no machine of the cluster has so many GPUs as a cell is to be given.
             ChildProcessError: if a cell is lost again and again.
         """
         ray = self._connected()
+        self._check_gpus(ray)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -93,6 +101,15 @@ class RayCluster:
             for reference in done:
                 number = running.pop(reference)
                 yield number, _result(ray, reference, cells[number])
+
+    def _check_gpus(self, ray: ModuleType) -> None:
+        """Refuse what no machine has: Ray would wait for such a one to join."""
+        most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        if self._gpus > most:
+            raise ValueError(
+                f"gpus_per_run must be at most what one machine of the cluster has, got {self._gpus:g}; Ray knows of "
+                f"{most:g} GPUs there. Leave it out to train on processors."
+            )
 
     def _connected(self) -> ModuleType:
         ray = _ray()
