@@ -207,6 +207,20 @@ def test_half_a_record_is_taken_away_and_its_run_repeated(tmp_path: Path, runs) 
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(records)
 
 
+def test_rates_that_are_off_may_have_several_seeds_and_the_page_takes_their_mean(tmp_path: Path) -> None:
+    records = executed(tmp_path, plan(methods=(A,), budgets=(1,), seeds=3, factors=(0.1, 10.0), factor_seeds=2))
+    off = [(place.rate_factor, place.seed) for place in places(records) if place.rate_factor != 1]
+    assert off == [(0.1, 0), (0.1, 1), (10.0, 0), (10.0, 1)]
+
+    def mean(factor: float) -> float:
+        return sum(r["final"]["loss"] for r in records if r["rate_factor"] == factor and r["seed"] < 2) / 2
+
+    (one,) = load_experiment(tmp_path).scores.sensitivities
+    assert list(one.factors) == [0.1, 1.0, 10.0]
+    assert one.losses == pytest.approx([mean(factor) / mean(1.0) for factor in one.factors])
+    assert len({r["final"]["loss"] for r in records if r["rate_factor"] == 0.1}) == 2
+
+
 def test_another_storage_than_that_of_the_trials_is_refused(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'trials.db'}"
     small = replace(plan(), methods=(A,), seeds=1, factors=())
