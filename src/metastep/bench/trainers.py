@@ -10,6 +10,7 @@ from metastep.bench.config import RunConfig
 from metastep.bench.optimizers import make_optimizer
 from metastep.bench.recalibration import recalibration
 from metastep.bench.schedules import make_schedule, scaled_by
+from metastep.bench.second_derivatives import twice_differentiable
 from metastep.bench.team import Rows, rows_here
 from metastep.core.collectives import rank_here, replicated
 from metastep.meta import MetaLearner
@@ -66,13 +67,14 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
     learner = _learner(config, lr, validation_loss) if learns and validation_loss is not None else None
     size, device = config.batch_size, config.device
     batches = rows_here(task.batches("train", batch_size=size, seed=config.seed, device=device))
+    loss = _weighted(task, batches)
     if rank_here() > 0:  # dropout of its own
         torch.manual_seed(config.seed + _SEED_STRIDE * rank_here())
     return Trainer(
         model=replicas,
         optimizer=optimizer,
         lr=lr,
-        loss=_weighted(task, batches),
+        loss=twice_differentiable(loss) if bilevel else loss,
         batches=batches,
         learner=learner,
         validation_batches=validation,
