@@ -139,7 +139,8 @@ def test_the_fit_drives_up_where_the_rate_is_too_low_and_down_where_it_is_too_hi
         seen = torch.zeros(5, len(levels), len(names))
         seen[..., names.index("update")] = levels / 6 - 1
         seen[..., names.index("alignment")] = best / 6 - 1
-        findings.append(Findings(seen.half(), torch.linspace(0, 0.5, 5), 0.1 * (levels - best).square(), LEVELS))
+        places = levels.expand(5, -1)
+        findings.append(Findings(seen.half(), places, torch.linspace(0, 0.5, 5), 0.1 * (levels - best).square()))
     weights = fit(findings, policy, seed=0, steps=300)
     parts = unpack_weights(weights, policy.features, policy.hidden, recurrent=False)
     for best in (4.0, 7.0):
@@ -153,7 +154,13 @@ def test_the_fit_drives_up_where_the_rate_is_too_low_and_down_where_it_is_too_hi
 
 def test_a_survey_finds_that_far_too_low_levels_are_bad(policy: Policy, spec: TaskSpec) -> None:
     found = survey(job_of(dataclasses.replace(spec, steps=80), policy, log_rate=math.log(0.01)))
-    assert found.seen.shape == (len(found.moments), len(LEVELS), policy.features)
+    assert found.seen.shape == (len(found.moments), 2 * len(LEVELS), policy.features)
+    assert found.fitness.shape == LEVELS.shape
+    fixed, others = found.places.split(len(LEVELS), dim=1)
+    torch.testing.assert_close(fixed, torch.arange(len(LEVELS)).float().expand_as(fixed), atol=1e-4, rtol=0)
+    assert ((others[0] != others[-1]) & (others[0] > 0)).all()  # each changes once, from a level that was tried
+    update = found.seen[-1, :, policy.signals.index("update")]
+    assert torch.equal(update.argsort()[:2], found.places[-1].argsort()[:2])  # where they are is what they see
     assert found.fitness.argmin() > 2
     assert found.fitness[0] > found.fitness.min() + 0.3
 

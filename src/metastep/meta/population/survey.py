@@ -1,9 +1,11 @@
 r"""A survey: what do the signals look like where the rate is too low or too high?
 
-On each task a population trains at fixed levels c: the rate lands at :math:`|u| / |\theta| = c / \sqrt T` and then only
-anneals. What the signals were on the way is kept, and how well each level ended. A network is then fitted that reads
-the signals of a level c at some moment and names the shift of log c, :math:`s = 1.5\, (1 - t / T)\, d`, after which
-the outcome, interpolated between the levels, is best: its drive d is above 0 where the rate is too low.
+On each task half of a population trains at fixed levels c: the rate lands at :math:`|u| / |\theta| = c / \sqrt T` and
+then only anneals. The other half changes its level once, to one that may be far off: a schedule that went astray must
+know the way back. What the signals were on the way is kept, and how well each fixed level ended. A network is then
+fitted that reads the signals of a level c at some moment and names the shift of log c,
+:math:`s = 1.5\, (1 - t / T)\, d`, after which the outcome, interpolated between the fixed levels, is best: its drive d
+is above 0 where the rate is too low.
 """
 
 import math
@@ -15,17 +17,20 @@ from torch import Tensor
 
 from metastep.core.policy import Reach, move, signal_policy, unpack_weights, weight_shapes
 from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names, features
-from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.jobs import Job, fitness
 from metastep.meta.population.members import Members, Policy
-from metastep.meta.population.rules import Base
 
 #: The levels c, in equal ratios: the best of them is nearly always inside.
 LEVELS = torch.logspace(math.log10(0.03), math.log10(20), 12)
+_SPACING = float((LEVELS[1] / LEVELS[0]).log())
+#: Where the other half begins, and where it changes to.
+_BEFORE, _AFTER = (0.05, 10.0), (0.0005, 20.0)
 #: Log c can be shifted by so much at the start of a run.
 _SHIFT = 1.5
 #: A level that ends with more than e^this times the best loss is lost, whatever it reached.
 _LOST = 1.5
+#: How much worse it gets by each level beyond those that were tried.
+_BEYOND = 0.15
 _MASKED = 0.1
 _BATCH, _RATE = 2048, 0.01
 
@@ -35,49 +40,64 @@ class Findings:
     """Of one task: what was seen, and how it ended.
 
     Attributes:
-        seen: features at M moments of each of K levels, (M, K, F), float16.
+        seen: features at M moments of each of P members, (M, P, F), float16.
+        places: where among :data:`LEVELS` each of them was, from 0 to K - 1 or beyond, (M, P).
         moments: t / T, (M,).
-        fitness: of each level, (K,).
-        levels: c, in equal ratios, (K,).
+        fitness: of each of the K levels, (K,).
     """
 
     seen: Tensor
+    places: Tensor
     moments: Tensor
     fitness: Tensor
-    levels: Tensor
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {name: getattr(self, name) for name in ("seen", "moments", "fitness", "levels")}
+        return {name: getattr(self, name) for name in ("seen", "places", "moments", "fitness")}
 
 
 class _AtLevels(Members):
-    """Members whose levels are given, and who note what a policy would see."""
+    """Members whose levels are given, and who note what a policy would see: first the fixed ones, then the others."""
 
-    def __init__(self, spec: TaskSpec, base: Base, policy: Policy, rate: float, device: str) -> None:
-        reach = Reach(start=policy.reach.start, lower=-math.inf, upper=math.inf, landing=1.0, anneals=True)
-        rates = torch.full((len(LEVELS),), rate)
-        super().__init__(spec, base, policy._replace(reach=reach), rates, device=device)
-        self._levels = LEVELS.to(self.rates).log()
+    def __init__(self, job: Job) -> None:
+        reach = Reach(start=job.policy.reach.start, lower=-math.inf, upper=math.inf, landing=1.0, anneals=True)
+        policy = job.policy._replace(scope="network", reach=reach)
+        rates = torch.full((2 * len(LEVELS),), math.exp(job.log_rates[0]))
+        super().__init__(job.spec, job.base, policy, rates, device=job.device)
+        chance = torch.Generator().manual_seed(job.seed)
+        before, after = (_log_uniform(*span, chance) for span in (_BEFORE, _AFTER))
+        moment = 0.05 + 0.8 * torch.rand(len(LEVELS), generator=chance)
+        fixed = LEVELS.log()
+        self._levels = torch.cat((fixed, before)).to(self.rates)
+        self._change = torch.cat((torch.zeros_like(fixed), after - before)).to(self.rates)
+        self._changes_at = torch.cat((torch.zeros_like(fixed), (moment * job.spec.steps).round())).to(self.rates)
         late = torch.linspace(0.0, 0.95, 28).square() * 0.5 + torch.linspace(0.0, 0.95, 28) * 0.5
-        self.moments = sorted({2, *(round(moment * spec.steps) for moment in late.tolist()[1:])})
+        self.moments = sorted({2, *(round(moment * job.spec.steps) for moment in late.tolist()[1:])})
         self.seen: list[Tensor] = []
+        self.places: list[Tensor] = []
 
     def choose(self, policy: dict[str, Tensor], start: Tensor) -> Tensor:
-        start = start + self.signals.landing * self._levels
+        changed = self._changes_at < self.steps
+        start = start + self.signals.landing * self._levels + (self._changes_at == self.steps) * self._change
         if self.steps in self.moments:
             self.seen.append(features(self.signals, start, self.steps, self.spec.steps, self.policy.signals))
+            self.places.append((self._levels + changed * self._change - LEVELS[0].log()) / _SPACING)
         still = torch.zeros_like(start)
         return move(start, still, self.signals.cut, self.spec.steps, True, self.policy.reach, step=self.steps)
 
 
+def _log_uniform(low: float, high: float, chance: torch.Generator) -> Tensor:
+    """The logarithm of as many numbers as there are levels, (K,)."""
+    return math.log(low) + torch.rand(len(LEVELS), generator=chance) * math.log(high / low)
+
+
 def survey(job: Job) -> Findings:
     """Train a population at all levels on a job's task, from the initial rate of its first pair."""
-    rate = math.exp(job.log_rates[0])
-    members = _AtLevels(job.spec, job.base, job.policy._replace(scope="network"), rate, job.device)
-    reached = members.run(torch.zeros(len(LEVELS), members.policy.size, device=job.device))
+    members = _AtLevels(job)
+    training, validation = members.run(torch.zeros(len(members.rates), members.policy.size, device=job.device))
+    reached = fitness(training, validation)[: len(LEVELS)]
     moments = torch.tensor(members.moments[: len(members.seen)]) / job.spec.steps
-    return Findings(torch.stack(members.seen).half().cpu(), moments, fitness(*reached).cpu(), LEVELS)
+    return Findings(torch.stack(members.seen).half().cpu(), torch.stack(members.places).cpu(), moments, reached.cpu())
 
 
 def regrets(found: Findings) -> Tensor:
@@ -88,12 +108,13 @@ def regrets(found: Findings) -> Tensor:
 
 
 def outcome_at(curve: Tensor, position: Tensor) -> Tensor:
-    """Curves (n, K) at positions (n,) between 0 and K - 1, linear between levels and constant beyond."""
-    position = position.clamp(0, curve.shape[-1] - 1)
+    """Curves (n, K) at positions (n,): linear between the levels 0 to K - 1, and worse by so much a level beyond."""
+    beyond, position = position, position.clamp(0, curve.shape[-1] - 1)
+    beyond = (beyond - position).abs()
     below = position.detach().floor().clamp(max=curve.shape[-1] - 2).long()
     share = position - below
     low, high = (curve.gather(-1, (below + k)[:, None]).squeeze(-1) for k in (0, 1))
-    return low * (1 - share) + high * share
+    return low * (1 - share) + high * share + _BEYOND * beyond
 
 
 def fit(findings: list[Findings], policy: Policy, seed: int, steps: int) -> Tensor:
@@ -117,7 +138,7 @@ def fit(findings: list[Findings], policy: Policy, seed: int, steps: int) -> Tens
     parts["input"].copy_(torch.randn(shapes["input"], generator=generator) * 0.5)
     parts["output"].copy_(torch.randn(shapes["output"], generator=generator) * 0.05)
     weights.requires_grad_()
-    seen, curves, moments, places, spacing, shares = _rows(findings)
+    seen, curves, moments, places, shares = _rows(findings)
     optimizer = torch.optim.Adam([weights])
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)
@@ -125,7 +146,7 @@ def fit(findings: list[Findings], policy: Policy, seed: int, steps: int) -> Tens
         x = _with_gaps(seen[rows].float(), policy.signals, generator)
         drive, _ = signal_policy(unpack_weights(weights, *sizes), x, x.new_zeros(len(x), 0))
         shift = _SHIFT * drive * (1 - moments[rows])
-        loss = outcome_at(curves[rows], places[rows] + shift / spacing[rows]) + 0.02 * drive.square()
+        loss = outcome_at(curves[rows], places[rows] + shift / _SPACING) + 0.02 * drive.square()
         optimizer.zero_grad()
         (loss.mean() + 1e-4 * weights.square().sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -133,18 +154,18 @@ def fit(findings: list[Findings], policy: Policy, seed: int, steps: int) -> Tens
 
 
 def _rows(findings: list[Findings]) -> tuple[Tensor, ...]:
-    """All moments of all levels of all tasks as rows; tasks count alike."""
+    """All moments of all members of all tasks as rows; tasks count alike."""
     parts = []
     for found in findings:
-        count, levels = found.seen.shape[:2]
+        moments, members = found.places.shape
+        count = moments * members
         parts.append(
             (
                 found.seen.flatten(0, 1),
-                regrets(found).expand(count * levels, -1),
-                found.moments.repeat_interleave(levels),
-                torch.arange(levels).float().repeat(count),
-                (found.levels[1] / found.levels[0]).log().expand(count * levels),
-                torch.full((count * levels,), 1 / (count * levels)),
+                regrets(found).expand(count, -1),
+                found.moments.repeat_interleave(members),
+                found.places.flatten(),
+                torch.full((count,), 1 / count),
             )
         )
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
