@@ -35,9 +35,13 @@ class CurveLog:
             for name, value in values.items():
                 self._events.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Let whoever opens the file see everything."""
+        self._file.flush()
+
     def sync(self) -> None:
         """Bring everything to the disk, as a checkpoint is about to rely on it."""
-        self._file.flush()
+        self.flush()
         os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.flush()
@@ -58,6 +62,9 @@ class SilentLog(CurveLog):
         self.path = folder / "metrics.jsonl"
 
     def write(self, split: str, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
         """Nothing."""
 
     def sync(self) -> None:

@@ -45,7 +45,8 @@ def make_record(
     learned: bool,
 ) -> dict[str, Any]:
     """Return the record of a run from its log and its last numbers; what is not finite becomes null."""
-    train = _columns(entries, "train", ("step", "seconds", "loss", "lr"))
+    written = list(read_entries(entries))
+    train = _columns(written, "train", ("step", "seconds", "loss", "lr"))
     quality = task.metric
     settings = json.loads(config.to_json())
     return {
@@ -60,9 +61,9 @@ def make_record(
         "total_steps": config.total_steps,
         "status": status,
         "train": train,
-        "valid": _columns(entries, "valid", ("step", "seconds", "loss", quality)),
-        "layers": layers_of(read_entries(entries)),
-        "meta": _columns(entries, "meta", ("step", "seconds", "loss")),
+        "valid": _columns(written, "valid", ("step", "seconds", "loss", quality)),
+        "layers": layers_of(written),
+        "meta": _columns(written, "meta", ("step", "seconds", "loss")),
         "final": {name: _finite(final.get(name)) for name in ("loss", quality)},
         "inner": {name: _finite(inner.get(name)) for name in ("loss", quality)},
         "train_seconds": train_seconds,
@@ -101,9 +102,9 @@ def write_records(records: Iterable[dict[str, Any]], path: Path) -> None:
     write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
-def _columns(path: Path, split: str, names: tuple[str, ...]) -> dict[str, list[Any]]:
-    entries = [entry for entry in read_entries(path) if entry["split"] == split]
-    return {name: [entry.get(name) for entry in entries] for name in names}
+def _columns(entries: Iterable[dict[str, Any]], split: str, names: tuple[str, ...]) -> dict[str, list[Any]]:
+    of_split = [entry for entry in entries if entry["split"] == split]
+    return {name: [entry.get(name) for entry in of_split] for name in names}
 
 
 def _finite(value: float | None) -> float | None:
