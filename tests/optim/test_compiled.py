@@ -76,6 +76,7 @@ def test_inductor_builds_both_passes(always_compiled):
     torch.testing.assert_close(*results, rtol=0, atol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # inductor's own
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from metastep.schedules.base import Loss, Reading, Schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from metastep.schedules.base import Rate, State
 
 #: Calls of one kind before the query is recorded: libraries set themselves up in the first ones.
@@ -63,7 +67,11 @@ class _Recorded:
         self._loss, self._state = _copied(loss), state.clone()
         self._inputs = [part for part in _inputs(self._loss, self._state) if part is not None]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._state.device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with (
+            _no_collection(),
+            torch.cuda.device(self._state.device),
+            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+        ):
             self._outputs = schedule(self._loss, self._state)
 
     def replay(self, inputs: tuple[Any, ...]) -> tuple[Rate, State]:
@@ -72,6 +80,19 @@ class _Recorded:
         self._graph.replay()
         rate, state = self._outputs
         return rate.clone(), state.clone()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within, no garbage is collected: a graph that dies while another is recorded spoils the recording."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _inputs(loss: Loss | Reading, state: State) -> tuple[Any, ...]:
