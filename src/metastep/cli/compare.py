@@ -93,11 +93,11 @@ def _execute(comparison: Comparison, workers: int, title: str | None, json: bool
     from metastep.bench.stopping import StopSignal
     from metastep.files import write_atomically
 
-    folder = comparison.folder
-    with comparison_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:
+    folder, resume = comparison.folder, o.resume_command("compare", comparison.folder)
+    with o.says_how_to_go_on(resume), comparison_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:
         records = comparison.execute(workers=workers, should_stop=stop, on_progress=watch)
     if records is None:
-        raise o.Stopped(o.resume_command("compare", folder), stop.exit_code)
+        raise o.Stopped(resume, stop.exit_code)
     write_atomically(folder / "notes.txt", "\n".join(_notes(comparison)) + "\n")
     show_report(folder, title or f"{comparison.config.base.task}: schedules compared", json=json)
 

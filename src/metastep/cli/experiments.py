@@ -186,11 +186,11 @@ def _execute(experiment: ExperimentRun, engine: Engine, title: str | None, *, js
     from metastep.cli.experiment import load_experiment
     from metastep.report import write_experiment_page
 
-    folder = experiment.folder
-    with comparison_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:
+    folder, resume = experiment.folder, o.resume_command("compare", experiment.folder)
+    with o.says_how_to_go_on(resume), comparison_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:
         records = experiment.execute(engine, should_stop=stop, on_progress=watch)
     if records is None:
-        raise o.Stopped(o.resume_command("compare", folder), stop.exit_code)
+        raise o.Stopped(resume, stop.exit_code)
     page = write_experiment_page(load_experiment(folder, title or experiment.plan.title), folder / "report.html")
     bad = sum(record["status"] != "finished" for record in records)
     if json:

@@ -32,7 +32,6 @@ def resume_many(folder: Path, engine: str, address: str | None, *, json: bool) -
 
 
 def _lead(configs: list[RunConfig], folder: Path, engine: str, address: str | None, *, json: bool) -> None:
-    from metastep.bench.locks import FolderInUse
     from metastep.bench.many_tasks import ManyTasks
     from metastep.bench.stopping import StopSignal
 
@@ -53,12 +52,8 @@ def _lead(configs: list[RunConfig], folder: Path, engine: str, address: str | No
 
     with run_bar(folder.name, quiet=json) as watch, StopSignal(stop_notice) as stop:
         many = ManyTasks(configs, folder, workers=workers, should_stop=stop, on_progress=watch, on_note=note)
-        try:
+        with o.says_how_to_go_on(resume):
             result = many.execute()
-        except (FolderInUse, ImportError, ConnectionError, ChildProcessError):
-            raise
-        except OSError as error:
-            raise OSError(f"{error}; the last good checkpoint is kept, go on with: {resume}") from error
     if result is None:
         raise o.Stopped(resume, stop.exit_code)
     _show(result, folder, json=json)

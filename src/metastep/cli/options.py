@@ -6,7 +6,8 @@ import datetime
 import inspect
 import json
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -118,6 +119,19 @@ class Stopped(Exception):
 def resume_command(command: str, folder: Path) -> str:
     """What to type to go on."""
     return f"metastep {command} --resume {shlex.quote(str(folder))}"
+
+
+@contextmanager
+def says_how_to_go_on(resume: str) -> Iterator[None]:
+    """Within, an error of reading or writing ends with the command that goes on, once the cause is gone."""
+    from metastep.bench.locks import FolderInUse
+
+    try:
+        yield
+    except (FolderInUse, ConnectionError, ChildProcessError):  # which say what to do
+        raise
+    except OSError as error:
+        raise OSError(f"{error}; the last good checkpoint is kept, go on with: {resume}") from error
 
 
 def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:

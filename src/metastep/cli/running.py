@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str) -> None:
     """Run a new configuration in a folder, or go on with the run in it."""
-    from metastep.bench.locks import FolderInUse
     from metastep.bench.records import read_record
     from metastep.bench.run import Run, read_config
     from metastep.bench.stopping import StopSignal
@@ -34,12 +33,8 @@ def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str
             StopSignal(stop_notice if first else None) as stop,
         ):
             run = Run(config, folder, should_stop=stop, on_progress=watch, on_note=note if first else None)
-            try:
+            with o.says_how_to_go_on(resume):
                 record = run.execute()
-            except FolderInUse:
-                raise
-            except OSError as error:
-                raise OSError(f"{error}; the last good checkpoint is kept, go on with: {resume}") from error
         if run.status == "stopped":
             raise o.Stopped(resume, stop.exit_code)
     if not first:
