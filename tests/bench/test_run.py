@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.bench.running import differences, learning_config, outcome, run_config, timeless
+from tests.bench.running import differences, learning_config, outcome, run_config
 
 from metastep.bench.locks import FolderInUse, FolderLock
 from metastep.bench.records import write_records
 from metastep.bench.run import Progress, Run
-from metastep.meta.checkpoints import CheckpointError, CheckpointFile
+from metastep.meta.checkpoints import CheckpointError
 from metastep.report import read_records
 from metastep.schedules import MLRSNet, Phased, load_schedule, save_schedule
 from metastep.tasks.task import Task
@@ -155,24 +155,6 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     write_records([record], tmp_path / "records.jsonl")
     assert read_records(tmp_path / "records.jsonl")[0]["status"] == "diverged"
     assert execute(config, tmp_path / "run") == record
-
-
-def saved_steps(folder: Path) -> int:
-    """Where the checkpoint of a run stands."""
-    steps: int = CheckpointFile(folder / "checkpoint.pt").load()[0]["trainer"]["steps"]
-    return steps
-
-
-def test_without_a_checkpoint_at_its_end_a_run_has_the_same_record_and_can_still_be_stopped(tmp_path: Path) -> None:
-    config = run_config()
-    whole = execute(config, tmp_path / "whole")
-    bare = tmp_path / "bare"
-    run = Run(config, bare, keeps_end=False, tensorboard=False, should_stop=StopAfter(25))
-    assert run.execute()["status"] == "stopped"
-    assert saved_steps(bare) == run.trainer.steps > 7
-    record = Run(config, bare, keeps_end=False, tensorboard=False).execute()
-    assert saved_steps(bare) == 35  # the last of those in between, every 7 of 40 steps
-    assert differences(timeless(record), timeless(whole)) == []
 
 
 def test_a_finished_run_is_not_run_again_and_reads_the_test_split_once(tmp_path: Path, monkeypatch) -> None:

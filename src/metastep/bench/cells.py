@@ -210,9 +210,7 @@ def run_record(
     if kept is not None:
         return kept
     task = cached_task(config)
-    run = Run(
-        config, folder, task=task, should_stop=should_stop, on_progress=on_progress, tensorboard=False, keeps_end=False
-    )
+    run = Run(config, folder, task=task, should_stop=should_stop, on_progress=on_progress, tensorboard=False)
     return run.execute()
 
 

@@ -35,13 +35,9 @@ class CurveLog:
             for name, value in values.items():
                 self._events.add_scalar(f"{split}/{name}", value, step)
 
-    def flush(self) -> None:
-        """Let whoever opens the file see everything."""
-        self._file.flush()
-
     def sync(self) -> None:
         """Bring everything to the disk, as a checkpoint is about to rely on it."""
-        self.flush()
+        self._file.flush()
         os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.flush()
@@ -62,9 +58,6 @@ class SilentLog(CurveLog):
         self.path = folder / "metrics.jsonl"
 
     def write(self, split: str, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
         """Nothing."""
 
     def sync(self) -> None:

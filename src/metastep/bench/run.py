@@ -63,7 +63,6 @@ class Run:
         on_note: told what a person should know, such as a damaged checkpoint; default: the log, as a warning.
         tensorboard: whether to write event files.
         task: the run's, where it has been read already.
-        keeps_end: whether to write a checkpoint at the end of the run, of its weights; a record there is in any case.
 
     Raises:
         ValueError: for a configuration that cannot be run, or that is not that of the run in the folder.
@@ -81,10 +80,8 @@ class Run:
         on_note: Callable[[str], None] | None = None,
         tensorboard: bool = True,
         task: Task | None = None,
-        keeps_end: bool = True,
     ) -> None:
         self.config, self.folder = config, folder
-        self._keeps_end = keeps_end
         self.status: Status = "running"
         self._one_should_stop = should_stop
         self._on_progress, self._on_note = on_progress, on_note
@@ -136,8 +133,7 @@ class Run:
                         self.status = "stopped"
                     else:
                         self._stretch(log)
-                if self._keeps_end or self.status == "stopped":
-                    self._save(log)
+                self._save(log)
                 return self._finish(log)
             finally:
                 log.close()
@@ -233,7 +229,6 @@ class Run:
             self._eval_seconds += time.perf_counter() - started
         if not self._writes:
             return dict(from_first(None))
-        log.flush()
         record = make_record(
             self.config,
             self.task,
