@@ -38,7 +38,10 @@ def compare(
         str, typer.Option(help="Comma-separated names or files; label=file names it, file@staircase is its control.")
     ] = "constant,multistep,cosine",
     seeds: Annotated[
-        int | None, typer.Option(help="Seeds 0, 1, ...; default: 3, or the experiment's.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Seeds 0, 1, ..., of rates that are off, too; default: 3, or the experiment's.", show_default=False
+        ),
     ] = None,
     lrs: Annotated[
         str | None,

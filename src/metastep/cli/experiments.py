@@ -140,7 +140,7 @@ def _plan(name: str, run: o.RunOptions, options: ExperimentOptions, seeds: int |
     if options.budgets is not None:
         scale = replace(scale, budgets=_numbers(options.budgets))
     if seeds is not None:
-        scale = replace(scale, seeds=seeds, factor_seeds=min(scale.factor_seeds, max(seeds, 1)))
+        scale = replace(scale, seeds=seeds, factor_seeds=max(seeds, 1))
     methods = experiment.methods if options.methods is None else _names(options.methods)
     arenas = scale.arenas if options.tasks is None else _arenas(scale.arenas, _names(options.tasks))
     return Plan.of(f"{name}, {options.scale.value}", arenas, methods, scale, run.given())
