@@ -106,6 +106,8 @@ def signal_policy(weights: Mapping[str, Tensor], features: Tensor, hidden_state:
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """The product x W for x (..., F) and W (..., F, H)."""
+    if weight.ndim > 2 and weight.shape[-3] == 1:  # rows that share their weights: no copy of them for each
+        return torch.matmul(x, weight.squeeze(-3))
     return torch.matmul(x.unsqueeze(-2), weight).squeeze(-2)
 
 
