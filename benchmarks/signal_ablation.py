@@ -1,19 +1,24 @@
-"""What each signal of a shipped signal schedule is worth: the same schedule with one taken away, on quick tasks.
+"""What each signal of a signal schedule is worth: the same schedule with one taken away, on quick tasks.
 
     python benchmarks/signal_ablation.py [signal-sgd signal-adamw] [--json results/reactive/ablation.json]
+    python benchmarks/signal_ablation.py --surveys survey-sgd survey-adamw [--json results/reactive/relearned.json]
 
-A signal is taken away by zeros for the weights that read it; nothing is learned again, so that this says what the
-shipped weights use, not what a schedule could learn without the signal. "horizon unknown" is a run that is not told
-how long it is: signals, annealing and pace then go without it. "nothing learned" is landing and annealing alone.
-Every run starts from a tenth of its base's usual rate. Given are losses on outer_valid at the end over those of the
-whole schedule with the same seed; the test split is not read.
+The first takes a signal away by zeros for the weights that read it; nothing is learned again, so that this says what
+the weights use, not what a schedule could learn without the signal. The second fits the weights anew, without the
+signal, to the survey in the folder of a `metastep meta-train --population`; evolution is left out.
+
+"horizon unknown" is a run that is not told how long it is: signals, annealing and pace then go without it. "nothing
+learned" is landing and annealing alone. Every run starts from a tenth of its base's usual rate. Given are losses on
+outer_valid at the end over those of the whole schedule with the same seed; the test split is not read.
 "whole from 0.09" differs by its initial rate alone, which the landing takes away: its ratios are noise.
 """
 
 import argparse
+import json
 import math
 import statistics
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,10 @@ from measuring import write_record
 from metastep.bench.optimizers import make_optimizer
 from metastep.bench.table.scheduled import BASES
 from metastep.core.policy import unpack_weights
-from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS
+from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names
+from metastep.meta.checkpoints import CheckpointFile
+from metastep.meta.population import PopulationConfig
+from metastep.meta.population.survey import Findings, fit
 from metastep.meta.trainer import Trainer
 from metastep.tasks import Task, load_task
 
@@ -56,14 +64,49 @@ def unread(whole: ms.SignalSchedule, taken: tuple[str, ...]) -> ms.SignalSchedul
     return made
 
 
-def variants(whole: ms.SignalSchedule) -> dict[str, ms.SignalSchedule]:
+def taken_away(signals: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The features, masks included, that each row goes without."""
+    groups = {name: taken for name, taken in GROUPS.items() if set(taken) & set(signals)}
+    single = {name: (name,) for name in signals if name not in HORIZON_SIGNALS}
+    return {f"without {name}": taken for name, taken in {**single, **groups}.items()}
+
+
+def variants(whole: ms.SignalSchedule, without: dict[str, ms.SignalSchedule]) -> dict[str, ms.SignalSchedule]:
     """Schedules by the name of their row."""
     nothing = ms.SignalSchedule.from_config(whole.config())
     nothing.load_flat(torch.zeros_like(whole.flat_weights()))
-    groups = {name: taken for name, taken in GROUPS.items() if set(taken) & set(whole.signals)}
-    single = {name: (name,) for name in whole.signals if name not in HORIZON_SIGNALS}
-    taken = {f"without {name}": unread(whole, names) for name, names in {**single, **groups}.items()}
-    return {WHOLE: whole, NOISE: whole, **taken, UNKNOWN: whole, NOTHING: nothing}
+    return {WHOLE: whole, NOISE: whole, **without, UNKNOWN: whole, NOTHING: nothing}
+
+
+def not_read(name: str) -> dict[str, ms.SignalSchedule]:
+    """The rows of a schedule whose weights are set to 0."""
+    whole = ms.load_schedule(name)
+    assert isinstance(whole, ms.SignalSchedule)
+    return variants(whole, {row: unread(whole, taken) for row, taken in taken_away(whole.signals).items()})
+
+
+def relearned(folder: str) -> dict[str, ms.SignalSchedule]:
+    """The rows of a survey, each with weights that were fitted to what it may read."""
+    config = PopulationConfig.from_dict(json.loads((Path(folder) / "population.json").read_text()))
+    state, _ = CheckpointFile(Path(folder) / "checkpoint.pt").load()
+    findings = [Findings(**found) for found in state["trainer"]["findings"]]
+    names = feature_names(config.policy.signals)
+
+    def fitted(taken: tuple[str, ...] = ()) -> ms.SignalSchedule:
+        signals = tuple(name for name in config.policy.signals if name not in taken)
+        policy = config.policy._replace(signals=signals)
+        columns = [names.index(name) for name in feature_names(signals)]
+        seen = [replace(found, seen=found.seen[..., columns]) for found in findings]
+        made = ms.SignalSchedule(
+            signals,
+            policy.hidden,
+            reach=policy.reach,
+            trained_for={"sgd": "sgd-momentum"}.get(config.base, config.base),
+        )
+        made.load_flat(fit(seen, policy, config.seed, config.fit_steps))
+        return made
+
+    return variants(fitted(), {row: fitted(taken) for row, taken in taken_away(config.policy.signals).items()})
 
 
 def final_loss(task: Task, schedule: ms.SignalSchedule, label: str, seed: int) -> float:
@@ -86,11 +129,9 @@ def final_loss(task: Task, schedule: ms.SignalSchedule, label: str, seed: int) -
     return loss if math.isfinite(loss) else math.inf
 
 
-def losses_of(name: str, task: Task, seed: int) -> dict[str, Any]:
+def losses_of(name: str, rows: dict[str, ms.SignalSchedule], task: Task, seed: int) -> dict[str, Any]:
     """The final loss of every row, on one task with one seed."""
-    whole = ms.load_schedule(name)
-    assert isinstance(whole, ms.SignalSchedule)
-    losses = {label: final_loss(task, schedule, label, seed) for label, schedule in variants(whole).items()}
+    losses = {label: final_loss(task, schedule, label, seed) for label, schedule in rows.items()}
     finite = {label: loss if math.isfinite(loss) else None for label, loss in losses.items()}
     return {"schedule": name, "task": task.name, "steps": STEPS[task.name], "seed": seed, "outer_valid": finite}
 
@@ -123,18 +164,21 @@ def table(results: list[dict[str, Any]], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("schedules", nargs="*", default=["signal-sgd", "signal-adamw"])
+    parser.add_argument("--surveys", nargs="+", help="folders of finished surveys, in place of the schedules")
     parser.add_argument("--tasks", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write a record to this file, after each task")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    entrants = {name: relearned(name) for name in arguments.surveys or ()}
+    entrants = entrants or {name: not_read(name) for name in arguments.schedules}
     results: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         for task in map(load_task, arguments.tasks):
-            results += [losses_of(name, task, seed) for name in arguments.schedules]
+            results += [losses_of(name, rows, task, seed) for name, rows in entrants.items()]
             write_record(arguments.json, "cpu", results)
             print(f"{task.name} seed {seed}", flush=True)
-    for name in arguments.schedules:
+    for name in entrants:
         print(table(results, name) + "\n")
 
 
