@@ -82,6 +82,12 @@ def test_a_run_from_the_command_line(metastep, tmp_path: Path) -> None:
     assert list(tmp_path.glob("r/events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "signal-adamw"), ("sgd", "cosine")])
+def test_without_a_schedule_the_optimizer_decides(metastep, optimizer: str, schedule: str) -> None:
+    record = metastep("train", "digits/mlp", *SMALL, "--optimizer", optimizer, "--json").json
+    assert record["schedule"] == schedule
+
+
 def test_json_is_one_object_on_standard_output_and_no_bar(metastep) -> None:
     result = metastep("train", "digits/mlp", *SMALL, "--json")
     assert result.code == 0

@@ -17,11 +17,13 @@ def train(
     *,
     task: o.TaskName = None,
     schedule: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="A schedule by name (see `metastep list`), a file, or files joined by + for parts of the run."
+            help="A schedule by name (see `metastep list`), a file, or files joined by + for parts of the run. "
+            "Default: signal-adamw for AdamW, otherwise cosine.",
+            show_default=False,
         ),
-    ] = "cosine",
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
     lr: o.Lr = None,
     run: o.RunOptions,
@@ -40,9 +42,11 @@ def train(
         return
     from metastep.bench.protocols import training
     from metastep.bench.schedules import SCHEDULES, make_schedule
+    from metastep.schedules.defaults import DEFAULTS
     from metastep.tasks.table import recipe_of
 
     recipe = recipe_of(o.require_task(task))
+    schedule = schedule or DEFAULTS.get(run.optimizer or recipe.optimizer, "cosine")
     make_schedule(schedule, 1000, text=recipe.kind == "language")  # a wrong name is said before data are read
     learns = schedule in SCHEDULES and SCHEDULES[schedule].learns
     config = training(recipe, schedule=schedule, learns=learns, seed=seed, lr=lr, **run.given())

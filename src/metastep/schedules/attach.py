@@ -14,6 +14,7 @@ from metastep.schedules.agreement import Agreement
 from metastep.schedules.arguments import whole
 from metastep.schedules.attaching import check_numbers, check_optimizer, warn_of_another_base
 from metastep.schedules.base import Loss, Rate, Reading, Schedule, State
+from metastep.schedules.defaults import default_schedule
 from metastep.schedules.graphed import GraphedQuery
 from metastep.schedules.groups import GroupRates
 from metastep.schedules.reading import Signals
@@ -45,7 +46,8 @@ class LearnedLR:
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
-        schedule: any :class:`metastep.Schedule`.
+        schedule: any :class:`metastep.Schedule`. Default: the shipped one that has earned it, for AdamW
+            ("signal-adamw"); other optimizers have none.
         initial_loss: mean loss (nats) of the fresh network, from which gamma is set; default: the first observed.
         num_classes: classes, or vocabulary size; default: round(exp(initial_loss)), at least 2.
         total_steps: optimizer steps of the run, for schedules with a horizon.
@@ -66,7 +68,8 @@ class LearnedLR:
 
     Raises:
         TypeError: for something that is not an optimizer or a schedule.
-        ValueError: for arguments out of range, or an optimizer that another LearnedLR drives.
+        ValueError: for arguments out of range, an optimizer that another LearnedLR drives, or one without a default
+            when no schedule is given.
 
     Example:
         >>> net = torch.nn.Linear(3, 1)
@@ -81,7 +84,7 @@ class LearnedLR:
     def __init__(
         self,
         optimizer: Optimizer,
-        schedule: Schedule,
+        schedule: Schedule | None = None,
         *,
         initial_loss: float | None = None,
         num_classes: int | None = None,
@@ -92,7 +95,9 @@ class LearnedLR:
         measure_loss: Callable[[], float | Tensor] | None = None,
         process_group: Ranks = None,
     ) -> None:
-        check_optimizer(optimizer, schedule, LearnedLR)
+        if schedule is None and isinstance(optimizer, Optimizer):
+            schedule = default_schedule(optimizer)
+        schedule = check_optimizer(optimizer, schedule, LearnedLR)
         check_numbers(initial_loss, num_classes, total_steps, warmup_steps, min_lr, max_lr)
         warn_of_another_base(schedule, optimizer)
         self.optimizer = optimizer

@@ -10,8 +10,8 @@ from metastep.schedules.arguments import whole
 from metastep.schedules.base import Schedule
 
 
-def check_optimizer(optimizer: object, schedule: object, kind: type) -> None:
-    """Raise unless they are an optimizer with hooks, free of another object of this kind, and a schedule."""
+def check_optimizer(optimizer: object, schedule: object, kind: type) -> Schedule:
+    """Return the schedule; raise unless it is one, and the optimizer has hooks and no other object of this kind."""
     if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         found = type(optimizer).__name__
         raise TypeError(f"optimizer must be a torch.optim.Optimizer (of a wrapper, the one inside), got {found}.")
@@ -23,6 +23,7 @@ def check_optimizer(optimizer: object, schedule: object, kind: type) -> None:
     hooks = optimizer._optimizer_step_pre_hooks.values()
     if any(isinstance(getattr(hook, "__self__", None), kind) for hook in hooks):
         raise ValueError("optimizer has a LearnedLR already; call its detach() first.")
+    return schedule
 
 
 def check_numbers(
