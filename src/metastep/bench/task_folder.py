@@ -256,7 +256,10 @@ def read_tasks(folder: Path) -> list[RunConfig]:
         raise ValueError(f"{path} is no description of tasks: {error}") from error
     if schema != SCHEMA:
         raise ValueError(f"{path} has schema {schema!r}, this version reads {SCHEMA}.")
-    return [RunConfig.from_json(json.dumps(task)) for task in tasks]
+    try:
+        return [RunConfig.from_json(json.dumps(task)) for task in tasks]
+    except ValueError as error:
+        raise ValueError(f"{path} is no description of tasks: {error}") from error
 
 
 def _meta_steps(config: RunConfig, before: int | None = None) -> int:

@@ -20,6 +20,8 @@ from metastep.cli.experiments import (
 from metastep.cli.report import show_report
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from metastep.bench.compare import Comparison
 
 
@@ -73,7 +75,7 @@ def compare(
     refuse_for_tasks(context)
     if resume is not None:
         o.refuse_beside_resume(context, "workers", "title")
-        _execute(Comparison.resume(resume), workers, title, json)
+        _execute(_resumed(resume), workers, title, json)
         return
     recipe = recipe_of(known_task(task))
     config = CompareConfig(
@@ -83,6 +85,15 @@ def compare(
         lrs=(recipe.learning_rate,) if lrs is None else _rates(lrs),
     )
     _execute(Comparison(config, o.new_folder(out, f"{recipe.name}-compare")), workers, title, json)
+
+
+def _resumed(folder: Path) -> Comparison:
+    from metastep.bench.compare import Comparison
+
+    try:
+        return Comparison.resume(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'compare.json'} cannot be gone on with: {error}") from error
 
 
 def _rates(text: str) -> tuple[float, ...]:
