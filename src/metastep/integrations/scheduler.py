@@ -26,6 +26,7 @@ class AsScheduler:
         lr: the LearnedLR.
         learner: the MetaLearner or None.
         optimizer: the torch optimizer.
+        saved_by: by how many processes the state that was loaded was saved; None: nothing was loaded, or it is unknown.
 
     Raises:
         TypeError: for anything else.
@@ -49,6 +50,7 @@ class AsScheduler:
         self.optimizer = self.lr.optimizer
         refuse_other_scheduler(self.optimizer)
         self.learning_step = None if self.learner is None else LearningStep(self.learner)
+        self.saved_by: int | None = None
         self._step_count = 0  # Accelerate's wrapper of schedulers counts here
 
     def step(self, *args: Any, **kwargs: Any) -> None:
@@ -81,6 +83,7 @@ class AsScheduler:
                 "the checkpoint is of a run with another scheduler, start this one anew."
             )
         warn_of_other_processes(state_dict)
+        self.saved_by = state_dict.get("processes")
         self.lr.load_state_dict(state_dict["lr"])
         if self.learner is not None and state_dict["learner"] is not None:
             self.learner.load_state_dict(state_dict["learner"])

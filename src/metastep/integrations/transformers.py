@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.integrations.scheduler import AsScheduler, refuse_other_scheduler
+from metastep.integrations.scheduler import AsScheduler, refuse_other_scheduler, warn_of_other_processes
 from metastep.meta import MetaLearner
 from metastep.schedules import LearnedLR
 
@@ -106,6 +106,9 @@ class LearnedLRTrainer(Trainer):
             scheduler = self._check(self.lr_scheduler)
             if scheduler.lr.steps == 0:
                 refuse_other_scheduler(scheduler.optimizer)  # which a callback may have attached since
+            if scheduler.saved_by is not None:
+                warn_of_other_processes({"processes": scheduler.saved_by})  # again: Trainer swallows it while it loads
+                scheduler.saved_by = None
             loss = torch.stack(self._shares).sum()
             self._shares = []
             scheduler.lr.observe(loss)
