@@ -147,3 +147,13 @@ def test_label_noise_is_an_option(metastep) -> None:
     noise = ("--noise", "uniform", "--noise-rate", "0.4")
     record = metastep("train", "digits/mlp", *SMALL, *noise, "--json").json
     assert (record["settings"]["noise"], record["settings"]["noise_rate"]) == ("uniform", 0.4)
+
+
+def test_a_finished_run_of_tasks_is_shown_again(metastep) -> None:
+    sizes = ("--steps", "10", "--every", "5", "--batch-size", "8", "--train-size", "60", "--threads", "1")
+    tasks = ("wine/mlp", "wine/mlp", "--inner-valid", "20", "--outer-valid", "20", *sizes)
+    first = metastep("meta-train", *tasks, "--out", "out", "--json")
+    assert first.code == 0, first.err
+    again = metastep("meta-train", "--resume", "out", "--json")
+    assert again.code == 0, again.err
+    assert again.json == first.json

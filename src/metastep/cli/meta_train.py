@@ -47,10 +47,10 @@ def meta_train(
         raise ValueError(f"engine must be {' or '.join(ENGINES)}, got {engine!r}.")
     if resume is not None:
         o.refuse_beside_resume(context, "engine", "address", "workers")
-        if is_population(resume):
-            execute_population(None, resume, engine, address, workers=people.workers, json=json)
-        elif (resume / "tasks.json").is_file():
+        if (resume / "tasks.json").is_file():  # asked first: a finished one has a population.json, too
             resume_many(resume, engine, address, json=json)
+        elif is_population(resume):
+            execute_population(None, resume, engine, address, workers=people.workers, json=json)
         else:
             execute_run(None, resume, json, "meta-train")
         return
