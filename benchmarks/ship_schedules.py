@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metastep.files import write_atomically
-from metastep.schedules import Schedule, load_schedule, save_schedule
+from metastep.schedules import Schedule, SignalSchedule, load_schedule, save_schedule
 from metastep.schedules.card import ScheduleCard
 from metastep.schedules.transfer import Transfer
 
@@ -28,8 +28,10 @@ def read_plan() -> dict[str, dict[str, Any]]:
 
 
 def shipped_schedule(entry: dict[str, Any]) -> Schedule:
-    """The learned schedule, with the changes that the plan asks for in its scale rule and its members'."""
+    """The learned schedule, with the changes that the plan asks for in its reach, its scale rule and its members'."""
     schedule = load_schedule(RESULTS / entry["schedule"])
+    if "reach" in entry and isinstance(schedule, SignalSchedule):
+        schedule.reach = schedule.reach._replace(**entry["reach"])
     for part in schedule.modules():
         if "scale" in entry and isinstance(part, Schedule):
             part.scale = replace(part.scale, **entry["scale"])
