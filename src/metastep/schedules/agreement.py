@@ -40,7 +40,7 @@ class Agreement:
 
     def reach(self, schedule: Schedule, scale: RunScale, window: LossWindow) -> None:
         """Put the losses of all ranks into the window; the first time, the first rank's schedule and scale on all."""
-        if self.ranks == 1 or not schedule.reads_loss:
+        if not schedule.reads_loss or self.ranks == 1:
             return
         if not self.started:
             share_from_first([*schedule.parameters(), *schedule.buffers()], self.process_group)

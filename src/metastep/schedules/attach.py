@@ -46,8 +46,7 @@ class LearnedLR:
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
-        schedule: any :class:`metastep.Schedule`. Default: the shipped one that has earned it, for AdamW
-            ("signal-adamw"); other optimizers have none.
+        schedule: any :class:`metastep.Schedule`. Default: "signal-adamw" for AdamW; other optimizers have none.
         initial_loss: mean loss (nats) of the fresh network, from which gamma is set; default: the first observed.
         num_classes: classes, or vocabulary size; default: round(exp(initial_loss)), at least 2.
         total_steps: optimizer steps of the run, for schedules with a horizon.
@@ -68,8 +67,7 @@ class LearnedLR:
 
     Raises:
         TypeError: for something that is not an optimizer or a schedule.
-        ValueError: for arguments out of range, an optimizer that another LearnedLR drives, or one without a default
-            when no schedule is given.
+        ValueError: for arguments out of range, and an optimizer that another LearnedLR drives or that has no default.
 
     Example:
         >>> net = torch.nn.Linear(3, 1)
@@ -195,7 +193,7 @@ class LearnedLR:
                 f"optimizer.step() came without an observed loss, which {type(self.schedule).__name__} needs: call "
                 "observe(loss) on the LearnedLR after computing the loss and before each optimizer.step()."
             )
-        observed, broken = self._window.calls > 0, self._window.broken()
+        observed, broken = (False, 0) if self.signals is None else (self._window.calls > 0, self._window.broken())
         loss = self._window.close()
         if self._on_host and isinstance(loss, Tensor):
             loss = loss.item()
@@ -276,7 +274,7 @@ class LearnedLR:
             return None
         if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
             return None
-        closure = closure_of(args, kwargs)
+        closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
         if closure is None or not (self.schedule.needs_loss or self.signals is not None):
             self._advance()
             return None
@@ -290,8 +288,7 @@ class LearnedLR:
         return ObservedClosure(closure, first, self._window.discard).put_into(optimizer, args, kwargs)
 
     def _advance(self) -> None:
-        loss = self.close_window()
-        if loss is not None:
+        if (loss := self.close_window()) is not None:
             self.tick(*self.ask(loss))
         if self.signals is not None:
             self.signals.prepare_step()

@@ -72,6 +72,9 @@ class GroupRates:
         Args:
             rate: one number, or one for each group, (groups,).
         """
+        if not isinstance(rate, Tensor):
+            self._write_number(rate)
+            return
         values: list[Any] = self._of_each(rate)
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if all(isinstance(one, Tensor) for one in (*rates, *values)):
@@ -82,6 +85,16 @@ class GroupRates:
                 group["lr"] = float(value)
             else:
                 lr.fill_(value)
+
+    def _write_number(self, rate: float) -> None:
+        """The same for a rate on the host, as in every step of a closed form."""
+        self.adopt_new_groups()
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                lr.fill_(rate * ratio)
+            else:
+                group["lr"] = float(rate * ratio)
 
     def as_written(self, rate: float | Tensor) -> list[float]:
         """The numbers that :meth:`write` puts into the groups for this rate (reads the device, if it is there)."""

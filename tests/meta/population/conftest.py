@@ -8,7 +8,7 @@ import pytest
 from metastep.core.policy import Reach
 from metastep.meta.population.defaults import SIGNALS
 from metastep.meta.population.distribution import TaskSpec, sample_task
-from metastep.meta.population.members import Policy
+from metastep.meta.population.policy import Policy
 
 
 @pytest.fixture

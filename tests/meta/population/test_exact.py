@@ -8,7 +8,8 @@ import torch
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.exact import exact_gradient
 from metastep.meta.population.jobs import fitness
-from metastep.meta.population.members import Members, Policy
+from metastep.meta.population.members import Members
+from metastep.meta.population.policy import Policy
 
 
 @pytest.fixture

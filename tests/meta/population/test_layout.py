@@ -5,8 +5,9 @@ import torch
 
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.layout import Layout
-from metastep.meta.population.members import Members, Policy
+from metastep.meta.population.members import Members
 from metastep.meta.population.networks import MLP, Network, Transformer
+from metastep.meta.population.policy import Policy
 from metastep.meta.population.rules import Base
 
 NETWORKS = [MLP(5, (8, 3), 2, "relu", "batch", 1.0), Transformer(11, 8, 2, 2, 7)]

@@ -10,8 +10,9 @@ import metastep as ms
 from metastep.core.signals import SIGNALS
 from metastep.meta.population.data import MADE, load
 from metastep.meta.population.distribution import TaskSpec
-from metastep.meta.population.members import WORST_LOSS, Members, Policy
+from metastep.meta.population.members import WORST_LOSS, Members
 from metastep.meta.population.networks import MLP
+from metastep.meta.population.policy import Policy
 from metastep.meta.population.rules import Base
 from metastep.schedules.signal import Scope
 

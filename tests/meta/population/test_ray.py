@@ -8,7 +8,7 @@ import torch
 
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.jobs import Job, evaluate
-from metastep.meta.population.members import Policy
+from metastep.meta.population.policy import Policy
 
 ray = pytest.importorskip("ray")
 

@@ -5,7 +5,8 @@ import torch
 
 import metastep as ms
 from metastep.meta.population.distribution import TaskSpec
-from metastep.meta.population.members import Members, Policy
+from metastep.meta.population.members import Members
+from metastep.meta.population.policy import Policy
 from metastep.meta.population.rules import Base
 from metastep.meta.population.widening import widen
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from metastep.meta.population.distribution import TaskSpec
-from metastep.meta.population.members import Members, Policy
+from metastep.meta.population.members import Members
+from metastep.meta.population.policy import Policy
 from metastep.meta.population.rules import Base
 
 _REFERENCE: dict[str, Any] = {

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from metastep.core.policy import Reach
-from metastep.meta.population.members import Policy
+from metastep.meta.population.policy import Policy
 from metastep.meta.population.rules import Base
 from metastep.meta.population.trainer import PopulationConfig
 from metastep.schedules.signal import Scope, SignalSchedule

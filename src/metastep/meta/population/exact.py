@@ -5,7 +5,8 @@ from torch import Tensor
 
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.jobs import fitness
-from metastep.meta.population.members import Members, Policy, losses
+from metastep.meta.population.members import Members, losses
+from metastep.meta.population.policy import Policy
 
 
 def exact_gradient(spec: TaskSpec, policy: Policy, weights: Tensor, rate: float) -> tuple[float, Tensor]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from metastep.meta.population.distribution import TaskSpec
-from metastep.meta.population.members import WORST_LOSS, Members, Policy
+from metastep.meta.population.members import WORST_LOSS, Members
+from metastep.meta.population.policy import Policy
 from metastep.meta.population.rules import Base
 from metastep.meta.population.strategies import Perturbations
 

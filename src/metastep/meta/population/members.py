@@ -1,52 +1,24 @@
 """The members of a population: P policies, each of which sets the rate of its own copy of one task's network."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import cross_entropy
 
-from metastep.core.policy import Reach, init_hidden, land, move, signal_policy, unpack_weights, weight_count
+from metastep.core.policy import init_hidden, land, move, signal_policy, unpack_weights
 from metastep.core.signal_state import SignalState, init_signals
-from metastep.core.signals import LAYER_SIGNALS, features, layer_features, layer_signals, observe, scope_feature_names
+from metastep.core.signals import features, layer_features, layer_signals, observe
 from metastep.meta.population.data import Data
 from metastep.meta.population.distribution import TaskSpec
 from metastep.meta.population.layout import PIECE, Layout
 from metastep.meta.population.networks import Network
+from metastep.meta.population.policy import Policy, check_scope
 from metastep.meta.population.rules import Base, make_rule
 
 #: No loss counts as more than this, so that a member that is lost does not own an average.
 WORST_LOSS = 20.0
-
-
-class Policy(NamedTuple):
-    """What a schedule reads and how it moves: all but its weights.
-
-    Attributes:
-        signals: what is read, of ``metastep.core.signals.SIGNALS``.
-        hidden: units H.
-        recurrent: whether there is a hidden state.
-        reach: where the log-multiplier starts and how far it gets.
-        scope: ``"network"``: one rate; ``"layer"``: one for each parameter tensor, from the same weights, as in
-            ``SignalSchedule``.
-    """
-
-    signals: tuple[str, ...]
-    hidden: int = 16
-    recurrent: bool = False
-    reach: Reach = Reach()
-    scope: Literal["network", "layer"] = "network"
-
-    @property
-    def features(self) -> int:
-        """Inputs of the network."""
-        return len(scope_feature_names(self.signals, self.scope))
-
-    @property
-    def size(self) -> int:
-        """N, the number of weights."""
-        return weight_count(self.features, self.hidden, self.recurrent)
 
 
 def losses(network: Network, parameters: list[Tensor], data: Data, examples: tuple[Tensor, ...]) -> Tensor:
@@ -106,7 +78,7 @@ class Members:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        _check_scope(policy)
+        check_scope(policy)
         self.spec, self.policy, self.data = spec, policy, spec.load()
         self.network = spec.network(self.data)
         self.known = horizon_known, loss_known
@@ -310,13 +282,3 @@ class Members:
 def bounded(loss: Tensor) -> Tensor:
     """Losses without what is not finite or out of all bounds."""
     return loss.nan_to_num(WORST_LOSS, WORST_LOSS, WORST_LOSS).clamp(max=WORST_LOSS)
-
-
-def _check_scope(policy: Policy) -> None:
-    if policy.scope not in ("network", "layer"):
-        raise ValueError(f"scope must be 'network' or 'layer', got {policy.scope!r}.")
-    if policy.scope == "layer" and not layer_signals(policy.signals):
-        raise ValueError(
-            f"signals must name one of {', '.join(LAYER_SIGNALS)} at least, got {', '.join(policy.signals)}; a layer "
-            "needs a signal of its own."
-        )

@@ -18,7 +18,8 @@ from torch import Tensor
 from metastep.core.policy import Reach, move, signal_policy, unpack_weights, weight_shapes
 from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names, features
 from metastep.meta.population.jobs import Job, fitness
-from metastep.meta.population.members import Members, Policy
+from metastep.meta.population.members import Members
+from metastep.meta.population.policy import Policy
 
 #: The levels c, in equal ratios: the best of them is nearly always inside.
 LEVELS = torch.logspace(math.log10(0.03), math.log10(20), 12)

@@ -13,7 +13,8 @@ from metastep.core.policy import Reach, unpack_weights
 from metastep.meta.population.distribution import FAMILIES, RATES, sample_task
 from metastep.meta.population.jobs import Engine, Job, Outcome, evaluate, fitness, here
 from metastep.meta.population.long_task import LongTask
-from metastep.meta.population.members import WORST_LOSS, Policy
+from metastep.meta.population.members import WORST_LOSS
+from metastep.meta.population.policy import Policy
 from metastep.meta.population.rules import Base
 from metastep.meta.population.survey import Findings, fit, survey
 from metastep.meta.population.widening import widen

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from metastep.core.policy import unpack_weights, weight_shapes
-from metastep.meta.population.members import Policy
+from metastep.meta.population.policy import Policy
 
 
 def widen(weights: Tensor, policy: Policy) -> Tensor:
