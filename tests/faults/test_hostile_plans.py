@@ -12,6 +12,7 @@ from tests.bench.experiments import plan
 from tests.bench.running import Child, learning_config, run_config
 from tests.faults.test_hostile_files import fuzzed, values
 
+from metastep.bench.compare import Comparison
 from metastep.bench.entrants import CompareConfig, Entrant
 from metastep.bench.plans import Plan
 from metastep.bench.task_folder import SCHEMA, read_tasks
@@ -19,7 +20,7 @@ from metastep.bench.task_folder import SCHEMA, read_tasks
 #: The file of each, how it is read, and what a good one holds.
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "compare.json": (
-        lambda folder: CompareConfig.from_json((folder / "compare.json").read_text()),
+        Comparison.resume,
         CompareConfig(
             base=run_config(), entrants=(Entrant(label="cosine", schedule="cosine"),), seeds=2, lrs=(0.1,)
         ).to_json(),

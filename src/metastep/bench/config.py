@@ -107,6 +107,7 @@ class RunConfig:
     meta: MetaConfig | None = None
 
     def __post_init__(self) -> None:
+        _strings(task=self.task, schedule=self.schedule, optimizer=self.optimizer, device=self.device)
         _positive(lr=self.lr, clip_norm=self.clip_norm)
         _at_least(1, batch_size=self.batch_size, total_steps=self.total_steps, train_size=self.train_size)
         _at_least(1, log_every=self.log_every, eval_every=self.eval_every, checkpoint_every=self.checkpoint_every)
@@ -159,6 +160,12 @@ class RunConfig:
             raise ValueError(f"run configuration is incomplete: {error}") from error
 
 
+def _strings(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be a string, got {value!r}.")
+
+
 def _positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
@@ -167,5 +174,7 @@ def _positive(**values: float | None) -> None:
 
 def _at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
+        if value is not None and not isinstance(value, int):
+            raise ValueError(f"{name} must be a whole number, got {value!r}.")
         if value is not None and value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}.")

@@ -16,6 +16,8 @@ class Entrant:
     schedule: str
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.label, str) and isinstance(self.schedule, str)):
+            raise ValueError(f"label and schedule must be strings, got {self.label!r} and {self.schedule!r}.")
         if self.label in ("", ".", "..") or set(self.label) & set('/\\:\0"<>|?*'):
             raise ValueError(f"label must be fit for the name of a folder, got {self.label!r}; write label=file.")
 
