@@ -19,6 +19,7 @@ RIVAL = {"sgd": "sgd-momentum/warmup-cosine", "adamw": "adamw/warmup-cosine"}
 #: Methods by the rival that they are compared with.
 METHODS = {
     "signal-sgd": "sgd",
+    "signal-sgd-layers": "sgd",
     "sgd-momentum/landed-sgd": "sgd",
     "sgd-momentum/warmup-cosine": "sgd",
     "sgd-momentum/staircase": "sgd",
@@ -26,6 +27,7 @@ METHODS = {
     "sgd/mlr-snet-published": "sgd",
     "sgd/mlr-snet-transferred": "sgd",
     "signal-adamw": "adamw",
+    "signal-adamw-layers": "adamw",
     "adamw/landed-adamw": "adamw",
     "adamw/warmup-cosine": "adamw",
     "hyper-adamw/global+layer": "adamw",

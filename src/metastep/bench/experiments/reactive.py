@@ -7,6 +7,8 @@ TUNED = ("sgd-momentum/warmup-cosine", "adamw/warmup-cosine")
 UNTUNED = (
     "signal-sgd",
     "signal-adamw",
+    "signal-sgd-layers",
+    "signal-adamw-layers",
     "sgd-momentum/landed-sgd",
     "adamw/landed-adamw",
     "sgd-momentum/staircase",

@@ -21,6 +21,14 @@ MLR_SNETS: dict[str, tuple[str, str, bool]] = {
     "mlr-snet-published": (PUBLISHED_SNAPSHOTS, "the published snapshots of MLR-SNet, where they are", False),
 }
 
+#: Shipped schedules that read training signals -> their base.
+SIGNALS: dict[str, str] = {
+    "signal-sgd": "sgd-momentum",
+    "signal-adamw": "adamw",
+    "signal-sgd-layers": "sgd-momentum",
+    "signal-adamw-layers": "adamw",
+}
+
 _META_RATES = LogUniform(1e-4, 1e-2)
 
 
@@ -33,11 +41,12 @@ def learned() -> Iterator[Method]:
     for first, base in BASES.items():
         for second, (schedule, summary, learns) in MLR_SNETS.items():
             yield _mlr_snet(first, base, second, schedule, summary, learns)
-    for name, under in (("signal-sgd", "sgd-momentum"), ("signal-adamw", "adamw")):
+    for name, under in SIGNALS.items():
         base = BASES[under]
+        rates = "a rate for each tensor" if name.endswith("-layers") else "one rate"
         yield Method(
             name=name,
-            summary=f"a shipped schedule that reads training signals, over {under}",
+            summary=f"a shipped schedule that reads training signals, {rates}, over {under}",
             source=f"{base.source}; metastep",
             optimizer=base.optimizer,
             options=base.options,
