@@ -31,7 +31,9 @@ def test_tasks_learn_on_a_cluster_what_they_learn_in_local_processes(metastep, c
     assert again.json == there.json
 
 
-@pytest.mark.parametrize("address", ["auto", "nonsense", "127.0.0.1:notaport", "http://127.0.0.1:6379"])
+@pytest.mark.parametrize(
+    "address", ["auto", "nonsense", "127.0.0.1:notaport", "http://127.0.0.1:6379", "127.0.0.1:1", "ray://127.0.0.1:1"]
+)
 def test_an_address_without_a_cluster_is_one_line(metastep, address: str) -> None:
     result = metastep(*TASKS, "--engine", "ray", "--address", address, "--out", "out")
     assert result.code == 2

@@ -1,8 +1,11 @@
 """Reach a Ray cluster, or start one on this machine."""
 
 import importlib
+import socket
 from typing import Any
 
+#: Ray itself waits for minutes where nobody answers.
+_SECONDS = 5.0
 _QUIET = {"log_to_driver": False, "configure_logging": False}
 
 
@@ -22,8 +25,20 @@ def ray_started(address: str | None) -> tuple[Any, bool]:
         raise ModuleNotFoundError("engine ray needs Ray; pip install metastep[ray].") from error
     ours = not ray.is_initialized()
     if ours:
+        _knock(address)
         try:
             ray.init(address=address or "local", include_dashboard=None if address else False, **_QUIET)
         except (ConnectionError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {address!r} ({error}); start one: ray start --head.") from error
     return ray, ours
+
+
+def _knock(address: str | None) -> None:
+    """Raise a ConnectionError if nobody answers at HOST:PORT; other addresses are Ray's to find."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster at {address!r} ({error}); start one: ray start --head.") from error
