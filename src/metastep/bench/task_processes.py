@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from metastep.bench.task_messages import Assignment, Message, is_last
 from metastep.bench.task_worker import train_task
-from metastep.bench.workers import leave_signals_to_parent, process_context
+from metastep.bench.workers import process_context
+from metastep.meta.processes import leave_signals_to_parent
 
 #: What a line says when nobody is at its other end.
 _LOST = (EOFError, OSError, pickle.UnpicklingError)

@@ -1,10 +1,8 @@
 """Runs in several processes: watched, stopped together, and started again where one of them dies."""
 
 import math
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +16,8 @@ import torch
 from metastep.bench.config import RunConfig
 from metastep.bench.records import read_record
 from metastep.bench.run import Progress, Run
+from metastep.meta.processes import leave_signals_to_parent
+from metastep.meta.processes import process_context as fresh_processes
 
 #: Deaths of worker processes in a row, without a run finished in between, after which it is given up.
 _DEATHS = 3
@@ -166,12 +166,8 @@ def _pool(
 
 
 def process_context() -> Any:
-    """Processes that inherit no state of this one: forked from a server that has imported torch, or spawned."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch._dynamo"])  # which making the first optimizer imports
-    return context
+    """Processes that inherit no state of this one, with what making the first optimizer imports."""
+    return fresh_processes([__name__, "torch._dynamo"])
 
 
 def _read(board: Any, number: int, cell: Work) -> Progress:
@@ -206,19 +202,6 @@ def _end_after_step(number: int, frame: FrameType | None) -> None:
     _terminated = True
     if not _working:
         os._exit(128 + number)
-
-
-def leave_signals_to_parent() -> None:
-    """In a worker: ignore Ctrl-C, which the terminal sends to all, and end when the parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _work(number: int, cell: Work) -> dict[str, Any]:
