@@ -43,6 +43,14 @@ def test_an_address_without_a_cluster_is_one_line(metastep, address: str) -> Non
     assert "Traceback" not in result.err
 
 
+def test_a_comparison_does_not_wait_where_nobody_listens(metastep) -> None:
+    result = metastep(
+        "compare", "paper/hierarchy", "--tasks", "mnist/mlp", "--engine", "ray", "--address", "127.0.0.1:1"
+    )
+    assert result.code == 2
+    assert result.err.strip().splitlines()[-1].startswith("error: no Ray cluster at '127.0.0.1:1' (")
+
+
 def test_an_address_is_for_ray(metastep) -> None:
     result = metastep(*TASKS, "--address", "auto", "--out", "out")
     assert result.code == 2

@@ -55,7 +55,7 @@ def test_observing_and_stepping_read_nothing_back(
             lr.observe(1.0)
         optimizer.step()
     assert lr.steps == 3
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # the witness can speak
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # reading a rate would have been noticed
         float(optimizer.param_groups[0]["lr"])
 
 
@@ -74,7 +74,7 @@ def test_watching_the_optimizer_reads_nothing_back(scope: str, monkeypatch: pyte
         optimizer.step()
     assert lr.steps == 3
     assert lr.state.device.type == "meta"
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # reading the state would have been noticed
         _ = lr.brakes
 
 

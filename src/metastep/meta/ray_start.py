@@ -25,7 +25,7 @@ def ray_started(address: str | None) -> tuple[Any, bool]:
         raise ModuleNotFoundError("engine ray needs Ray; pip install metastep[ray].") from error
     ours = not ray.is_initialized()
     if ours:
-        _knock(address)
+        knock(address)
         try:
             ray.init(address=address or "local", include_dashboard=None if address else False, **_QUIET)
         except (ConnectionError, ValueError) as error:
@@ -33,8 +33,12 @@ def ray_started(address: str | None) -> tuple[Any, bool]:
     return ray, ours
 
 
-def _knock(address: str | None) -> None:
-    """Raise a ConnectionError if nobody answers at HOST:PORT; other addresses are Ray's to find."""
+def knock(address: str | None) -> None:
+    """Make sure that somebody listens at HOST:PORT; other addresses are Ray's to find.
+
+    Raises:
+        ConnectionError: if nobody does.
+    """
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return

@@ -11,6 +11,7 @@ import torch
 
 from metastep.bench.locks import FolderInUse
 from metastep.bench.run import Progress
+from metastep.meta.ray_start import knock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -114,6 +115,7 @@ class RayCluster:
     def _connected(self) -> ModuleType:
         ray = _ray()
         if not ray.is_initialized():
+            knock(self._address)
             try:
                 ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError, RuntimeError) as error:
