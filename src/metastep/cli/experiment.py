@@ -69,9 +69,8 @@ def load_experiment(place: Path, title: str | None = None) -> Experiment:
         ValueError: if a record lacks something; it is named.
     """
     cells: list[Cell] = []
-    off: dict[tuple[Key, float], dict[int, float]] = defaultdict(
-        dict
-    )  # losses by seed, of a cell and factor of the rate
+    # Losses by seed, of a cell and a factor of its rate.
+    off: dict[tuple[Key, float], dict[int, float]] = defaultdict(dict)
     for where, record in records_in(place):
         try:
             cell = _cell(record, where)
