@@ -15,9 +15,9 @@ import torch
 from torch.nn.functional import pad
 
 from measuring import write_record
-from metastep.tasks import load_task
-from metastep.tasks.sources import find_files
-from metastep.tasks.vision import CIFAR10
+from metastep.lab.tasks import load_task
+from metastep.lab.tasks.sources import find_files
+from metastep.lab.tasks.vision import CIFAR10
 
 BATCH = 128
 REPEATS = 3

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import metastep
+from metastep.lab.tasks import load_task
 from metastep.optim import HyperAdamW, HyperSGD
-from metastep.tasks import load_task
 
 STEPS = {
     "digits/mlp": 400,

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 import metastep as ms
 from measuring import interleaved, write_record
-from metastep.tasks.networks.resnet import resnet
+from metastep.lab.tasks.networks.resnet import resnet
 
 EVERY = 100
 BATCH = 16

@@ -21,8 +21,8 @@ import torch
 
 from measuring import interleaved, write_record
 from measuring.published import PublishedAdamHD, PublishedSGDHD
+from metastep.lab.tasks.networks.resnet import resnet
 from metastep.optim import HyperAdam, HyperSGD
-from metastep.tasks.networks.resnet import resnet
 
 LEVELS = {
     "global": ("global",),

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from measuring import interleaved, write_record
-from metastep.meta.population.defaults import default_config
-from metastep.meta.population.distribution import sample_task
-from metastep.meta.population.members import Members, losses
+from metastep.lab.evolution.defaults import default_config
+from metastep.lab.evolution.distribution import sample_task
+from metastep.lab.evolution.members import Members, losses
 
 #: Typical tasks of the distribution; a digits batch of 64 is the largest that it draws.
 CASES: dict[str, dict[str, Any]] = {

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import metastep as ms
-from metastep.bench.optimizers import make_optimizer
-from metastep.bench.table.scheduled import BASES
-from metastep.tasks import load_task
+from metastep.lab.bench.optimizers import make_optimizer
+from metastep.lab.bench.table.scheduled import BASES
+from metastep.lab.tasks import load_task
 
 STEPS = {
     "digits/mlp": 300,

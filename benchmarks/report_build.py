@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from metastep.cli.experiment import load_experiment
-from metastep.report import write_experiment_page
+from metastep.lab.report import write_experiment_page
 
 METHODS, TASKS, SEEDS, BUDGETS, POINTS = 24, 14, 3, (1, 8), 100
 

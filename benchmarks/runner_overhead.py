@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from measuring import write_record
-from metastep.bench.cells import RunCell, cached_task
-from metastep.bench.config import RunConfig
-from metastep.bench.experiments.experiment import Arena
-from metastep.bench.methods import METHODS
-from metastep.bench.workers import process_context
+from metastep.lab.bench.cells import RunCell, cached_task
+from metastep.lab.bench.config import RunConfig
+from metastep.lab.bench.experiments.experiment import Arena
+from metastep.lab.bench.methods import METHODS
+from metastep.lab.bench.workers import process_context
 
 METHOD = "sgd-momentum/cosine"
 #: Steps of a run, by task: realistic steps first, then ones of a few tenths of a millisecond.

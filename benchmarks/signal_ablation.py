@@ -26,15 +26,15 @@ import torch
 
 import metastep as ms
 from measuring import write_record
-from metastep.bench.optimizers import make_optimizer
-from metastep.bench.table.scheduled import BASES
 from metastep.core.policy import unpack_weights
 from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names
-from metastep.meta.checkpoints import CheckpointFile
-from metastep.meta.population import PopulationConfig
-from metastep.meta.population.survey import Findings, fit
-from metastep.meta.trainer import Trainer
-from metastep.tasks import Task, load_task
+from metastep.lab.bench.optimizers import make_optimizer
+from metastep.lab.bench.table.scheduled import BASES
+from metastep.lab.bench.trainer import Trainer
+from metastep.lab.evolution import PopulationConfig
+from metastep.lab.evolution.survey import Findings, fit
+from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.tasks import Task, load_task
 
 STEPS = {
     "digits/mlp": 200,

@@ -20,7 +20,7 @@ import torch
 
 import metastep as ms
 from measuring import write_record
-from metastep.tasks.networks.resnet import resnet
+from metastep.lab.tasks.networks.resnet import resnet
 
 BATCH, TARGET = 128, 0.03
 CASES = ("plain", "network", "layer")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import standing, write_record
-from metastep.bench.provenance import provenance
+from metastep.lab.runtime.provenance import provenance
 
 POINTS = 20
 

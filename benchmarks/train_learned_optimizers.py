@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import metastep.optim.learned as learned
+import metastep.lab.baselines.learned as learned
 from measuring import write_record
-from metastep.meta.learned_optimizers import Problem, learn_optimizer
-from metastep.tasks import load_task
+from metastep.lab.baselines.learned.training import Problem, learn_optimizer
+from metastep.lab.tasks import load_task
 
 SHIPPED = Path(learned.__file__).parent
 ACTIVATIONS = (torch.sigmoid, torch.tanh, torch.relu)

@@ -13,23 +13,34 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "metastep"
 
+LIBRARY = {"core", "schedules", "optim", "meta"}
 #: What each room may look into, besides itself and the ground floor. A file in no room here is refused.
 ROOMS: dict[str, set[str]] = {
     "core": set(),
     "schedules": {"core"},
     "optim": {"core"},
     "meta": {"core", "schedules", "optim"},
-    "tasks": set(),
-    "bench": {"core", "schedules", "optim", "meta", "tasks"},
-    "report": set(),
-    "integrations": {"core", "schedules", "optim", "meta"},
-    "cli": {"metastep", "core", "schedules", "optim", "meta", "tasks", "bench", "report", "integrations"},
-    "metastep": {"core", "schedules", "optim", "meta"},  # __init__.py: the public names
+    "integrations": LIBRARY,
+    "metastep": LIBRARY,  # __init__.py: the public names
+    "lab": set(),
+    "lab.records": set(),
+    "lab.tasks": {"core"},
+    "lab.runtime": {"core"},
+    "lab.report": {"core", "lab.records"},
+    "lab.baselines": LIBRARY,
+    "lab.evolution": {*LIBRARY, "lab.runtime"},
+    "lab.bench": {
+        *LIBRARY, "lab.records", "lab.tasks", "lab.runtime", "lab.baselines", "lab.evolution",
+    },
+    "cli": {
+        *LIBRARY, "metastep", "integrations", "lab.records", "lab.tasks", "lab.runtime", "lab.report", "lab.baselines",
+        "lab.evolution", "lab.bench",
+    },
     "__main__": {"cli"},
-}
+}  # fmt: skip
 #: Single files that import nothing of the package; every room may use them, except that core knows no files.
 GROUND = {"version", "files"}
-SPEAKS_DISTRIBUTED = "core/collectives.py"
+SPEAKS_DISTRIBUTED = "core/distributed.py"
 FILES_AND_LOGGING = {"os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "csv", "pickle", "logging"}
 NOT_IN_CORE = {"torch.optim", "torch.save", "torch.load", "safetensors", "open", *FILES_AND_LOGGING}
 
@@ -96,7 +107,10 @@ def inner_imports(package: Path) -> Iterator[tuple[str, Mention]]:
 
 def room(module: str) -> str:
     """The room or single file that a module belongs to; the package's own name for its ``__init__.py``."""
-    return module.split(".")[min(1, module.count("."))]
+    parts = module.split(".")
+    if parts[1:2] == ["lab"]:
+        return ".".join(parts[1:3])
+    return parts[min(1, len(parts) - 1)]
 
 
 def upward_imports(package: Path) -> list[str]:
@@ -154,22 +168,22 @@ def plant(folder: Path, changed: dict[str, str]) -> Path:
     files = {
         "__init__": "from metastep.meta.a import x\nfrom metastep.version import v",
         "__main__": "from metastep.cli import main",
-        "cli": "import metastep as ms\ndef main():\n    from metastep import bench, report",
+        "cli": "import metastep as ms\ndef main():\n    from metastep.lab import bench, report",
         "version": "v = 1",
         "files": "import os",
         "core/a": "import torch\nfrom metastep.version import v",
-        "core/collectives": "import torch.distributed",
+        "core/distributed": "import torch.distributed",
         "schedules/a": "from ..core import a\nfrom .b import x\nfrom metastep.files import y",
         "schedules/b": "import torch.optim\nif TYPE_CHECKING:\n    from metastep.schedules.a import x",
         "optim/a": "from metastep.core import a",
         "meta/a": "from metastep.core.a import x\nfrom metastep import schedules, optim",
-        "tasks/a": "import os\nopen('x')",
-        "bench/a": "import metastep.meta.a\nfrom metastep.tasks import a",
-        "report/a": "from . import b",
-        "report/b": "",
+        "lab/tasks/a": "import os\nopen('x')",
+        "lab/bench/a": "import metastep.meta.a\nfrom metastep.lab.tasks import a",
+        "lab/report/a": "from . import b",
+        "lab/report/b": "",
         "integrations/a": "def f():\n    from metastep.meta import a",
     }
-    rooms = {place.partition("/")[0] for place in {**files, **changed} if "/" in place}
+    rooms = {str(folder) for place in {**files, **changed} for folder in Path(place).parents} - {"."}
     for place, text in {**files, **{f"{room}/__init__": "" for room in rooms}, **changed}.items():
         path = folder / "metastep" / f"{place}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,16 +209,17 @@ def test_a_package_that_keeps_the_rules_is_passed(rule: Callable[[Path], list[st
         ("optim/b", "from metastep.schedules import a", "optim must not import metastep.schedules.a"),
         ("optim/b", "from metastep.meta import x", "optim must not import metastep.meta"),
         ("meta/b", "import metastep as ms", "meta must not import metastep"),
-        ("meta/b", "if TYPE_CHECKING:\n    import metastep.tasks.a", "meta must not import metastep.tasks.a"),
-        ("tasks/b", "from metastep import optim", "tasks must not import metastep.optim"),
-        ("tasks/b", "importlib.import_module('metastep.bench.a')", "tasks must not import metastep.bench.a"),
-        ("bench/b", "from metastep.report import a", "bench must not import metastep.report.a"),
-        ("bench/b", "from metastep.cli import main", "bench must not import metastep.cli"),
-        ("report/c", "from metastep.bench import a", "report must not import metastep.bench.a"),
-        ("integrations/b", "import metastep.bench", "integrations must not import metastep.bench"),
+        ("meta/b", "if TYPE_CHECKING:\n    import metastep.lab.tasks.a", "meta must not import metastep.lab.tasks.a"),
+        ("core/b", "from metastep import lab", "core must not import metastep.lab"),
+        ("lab/tasks/b", "from metastep import optim", "lab.tasks must not import metastep.optim"),
+        ("lab/tasks/b", "importlib.import_module('metastep.lab.bench.a')", "must not import metastep.lab.bench.a"),
+        ("lab/bench/b", "from metastep.lab.report import a", "lab.bench must not import metastep.lab.report.a"),
+        ("lab/bench/b", "from metastep.cli import main", "lab.bench must not import metastep.cli"),
+        ("lab/report/c", "from metastep.lab.bench import a", "lab.report must not import metastep.lab.bench.a"),
+        ("integrations/b", "import metastep.lab.bench", "integrations must not import metastep.lab.bench"),
         ("version", "import metastep.core", "version must not import metastep.core"),
-        ("__main__", "import metastep.bench", "__main__ must not import metastep.bench"),
-        ("__init__", "from metastep.tasks import a", "metastep must not import metastep.tasks.a"),
+        ("__main__", "import metastep.lab.bench", "__main__ must not import metastep.lab.bench"),
+        ("__init__", "from metastep.lab.tasks import a", "metastep must not import metastep.lab.tasks.a"),
         ("cli", "import metastep.__main__", "cli must not import metastep.__main__"),
         ("shared/__init__", "", "in no room"),
     ],
@@ -218,9 +233,9 @@ def test_an_import_against_the_direction_is_found(file: str, text: str, culprit:
 @pytest.mark.parametrize(
     ("changed", "cycle"),
     [
-        ({"report/b": "from metastep.report.a import x"}, "report.a report.b"),
-        ({"report/b": "def f():\n    from . import a"}, "report.a report.b"),
-        ({"report/b": "import metastep.report.b"}, "report.b"),
+        ({"lab/report/b": "from metastep.lab.report.a import x"}, "lab.report.a lab.report.b"),
+        ({"lab/report/b": "def f():\n    from . import a"}, "lab.report.a lab.report.b"),
+        ({"lab/report/b": "import metastep.lab.report.b"}, "lab.report.b"),
         ({"core/b": "from metastep.core import x", "core/__init__": "from .b import y"}, "core core.b"),
         ({"core/b": "from .c import x", "core/c": "import metastep.core.d", "core/d": "from . import b"},
          "core.b core.c core.d"),
@@ -238,7 +253,7 @@ def test_an_import_cycle_is_found(changed: dict[str, str], cycle: str, tmp_path:
     [
         ("meta/b", "import torch.distributed as dist"),
         ("optim/b", "from torch import distributed"),
-        ("tasks/b", "from torch.distributed.tensor import DTensor"),
+        ("lab/tasks/b", "from torch.distributed.tensor import DTensor"),
         ("integrations/b", "def f():\n    return torch.distributed.get_rank()"),
         ("core/b", "import torch.distributed"),
         ("core/b", "from torch import optim"),
@@ -247,7 +262,7 @@ def test_an_import_cycle_is_found(changed: dict[str, str], cycle: str, tmp_path:
         ("core/b", "import logging"),
         ("core/b", "from pathlib import Path"),
         ("core/b", "x = open('x')"),
-        ("core/collectives", "import os.path"),
+        ("core/distributed", "import os.path"),
     ],
 )
 def test_a_misplaced_library_is_found(file: str, text: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What holds for every published file: short enough, silent, documented, and at home on any machine.
+"""What holds for every published file: silent, documented, and at home on any machine.
 
 Each rule is also shown something that breaks it.
 """
@@ -16,7 +16,6 @@ import pytest
 import metastep
 
 ROOT = Path(__file__).parents[1]
-LONGEST_FILE = 320
 FOLDERS = ("src", "tests", "docs", "docs_site", "benchmarks", "examples", "results", ".ci", ".github")
 FILES = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "Makefile", "pyproject.toml",
@@ -51,12 +50,6 @@ def machine_paths(place: Path) -> list[str]:
     ]
 
 
-def long_files(folder: Path) -> list[str]:
-    """Python files that ask to be two."""
-    sizes = {path: len(lines) for path, lines in text_files(folder) if path.suffix == ".py"}
-    return [f"{path}: {size} lines" for path, size in sizes.items() if size > LONGEST_FILE]
-
-
 def prints(folder: Path) -> list[str]:
     """Calls of print; those in docstrings are none."""
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
@@ -84,11 +77,6 @@ def undocumented(module: types.ModuleType) -> list[str]:
 
 def test_no_published_file_names_a_path_of_a_machine() -> None:
     assert [line for name in (*FOLDERS, *FILES) for line in machine_paths(ROOT / name)] == []
-
-
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
-def test_no_file_is_too_long(folder: str) -> None:
-    assert long_files(ROOT / folder) == []
 
 
 def test_the_library_never_prints() -> None:
@@ -136,12 +124,6 @@ def test_a_path_of_no_machine_is_passed(line: str, tmp_path: Path) -> None:
 def test_a_print_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text('def f():\n    """>>> print(1)"""\n    console.print(2)\n    print(3)\n')
     assert prints(tmp_path) == [f"{tmp_path / 'a.py'}:4: prints"]
-
-
-def test_a_long_file_is_found(tmp_path: Path) -> None:
-    (tmp_path / "long.py").write_text("x = 1\n" * (LONGEST_FILE + 1))
-    (tmp_path / "short.py").write_text("x = 1\n" * LONGEST_FILE)
-    assert long_files(tmp_path) == [f"{tmp_path / 'long.py'}: {LONGEST_FILE + 1} lines"]
 
 
 def test_a_public_name_without_a_docstring_is_found() -> None:

@@ -8,19 +8,12 @@ from metastep.version import __version__
 if TYPE_CHECKING:
     from metastep.meta import MetaLearner, NotLinearInRate
     from metastep.optim import (
-        L2L,
-        L4,
-        SASA,
-        SPS,
-        Armijo,
-        ForwardMode,
         Hyper,
         HyperAdagrad,
         HyperAdam,
         HyperAdamW,
         HyperRMSprop,
         HyperSGD,
-        RNNProp,
     )
     from metastep.schedules import (
         Constant,
@@ -46,16 +39,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "L2L",
-    "L4",
-    "SASA",
-    "SPS",
-    "Armijo",
     "Constant",
     "Cosine",
     "Exponential",
     "FixedOutput",
-    "ForwardMode",
     "Hyper",
     "HyperAdagrad",
     "HyperAdam",
@@ -69,7 +56,6 @@ __all__ = [
     "NotLinearInRate",
     "OneCycle",
     "Phased",
-    "RNNProp",
     "ReduceOnPlateau",
     "ScaleRule",
     "Schedule",

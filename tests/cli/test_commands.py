@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import metastep as package
-from metastep.bench.schedules import SCHEDULES
-from metastep.report import read_records
+from metastep.lab.bench.schedules import SCHEDULES
+from metastep.lab.report import read_records
 from metastep.schedules import load_schedule
 
 SMALL = ("--steps", "20", "--train-size", "200", "--threads", "1")

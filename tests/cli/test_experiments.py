@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from tests.bench.experiments import all_timeless
-from tests.bench.running import Child, differences
 from tests.cli.test_bad_input import refused
+from tests.lab.bench.experiments import all_timeless
+from tests.lab.bench.running import Child, differences
 
-from metastep.bench.experiments.table import EXPERIMENTS
-from metastep.bench.methods import METHODS
-from metastep.tasks import task_names
+from metastep.lab.bench.experiments.table import EXPERIMENTS
+from metastep.lab.bench.methods import METHODS
+from metastep.lab.tasks import task_names
 
 SMALL = (
     *("compare", "field/small", "--tasks", "digits/mlp", "--methods", "sgd-momentum/cosine,sgd/mlr-snet"),
@@ -119,7 +119,7 @@ def test_it_is_refused_before_anything_is_written(metastep, tmp_path: Path, argu
 
 
 def test_a_method_whose_package_is_absent_says_which_extra_brings_it(metastep, monkeypatch) -> None:
-    monkeypatch.setattr("metastep.bench.methods.find_spec", lambda name: None)
+    monkeypatch.setattr("metastep.lab.bench.methods.find_spec", lambda name: None)
     refused(metastep(*FIELD, "--methods", "schedule-free-sgd"), "schedule-free-sgd", "schedulefree", "metastep[bench]")
 
 

@@ -1,6 +1,6 @@
 """``metastep list methods`` shows the table of the benchmark's methods."""
 
-from metastep.bench.methods import METHODS
+from metastep.lab.bench.methods import METHODS
 
 
 def test_the_methods_are_listed_with_what_they_tune(metastep) -> None:

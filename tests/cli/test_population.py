@@ -8,7 +8,7 @@ import pytest
 
 from metastep.cli import population
 from metastep.cli.population import PopulationOptions, execute_population, population_config, sparkline
-from metastep.meta.population.defaults import default_config
+from metastep.lab.evolution.defaults import default_config
 from metastep.schedules import SignalSchedule, load_schedule
 
 

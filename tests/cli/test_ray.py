@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.bench.running import differences
-from tests.bench.test_ray import cluster
+from tests.lab.bench.running import differences
+from tests.lab.bench.test_ray import cluster
 
 from metastep.schedules import load_schedule
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from metastep.core.combination import learn_weights
-from metastep.core.pulls import pulled
 from metastep.core.rates import Bounds, bounded, cosine, deviation_of, increment, rate_of
+from metastep.core.regularization import pulled
 
 F64 = torch.float64
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from metastep.cli import main
-from metastep.meta.trainer import Trainer
+from metastep.lab.bench.trainer import Trainer
 
 advance = Trainer.advance
 

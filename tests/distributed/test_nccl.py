@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 import metastep as ms
 import metastep.optim as ours
-from metastep.core import collectives
+from metastep.core import distributed as collectives
 from metastep.schedules import agreement
 
 pytestmark = [

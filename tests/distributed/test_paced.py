@@ -3,8 +3,8 @@
 import pytest
 import torch
 from tests.distributed.ranks import on_ranks
+from tests.lab.baselines.adaptive_step import make, step_once
 from tests.optim.models import batch, flat, network
-from tests.optim.paced import make, step_once
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.chromium import MARKS, ask, set_media, set_width, showing
+from tests.lab.report.chromium import MARKS, ask, set_media, set_width, showing
 
 PAGES = ("index.html", "concepts.html", "theory/hypergradients.html", "optimizers.html", "reference/schedules.html")
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench.running import Child, outcome, timeless
+from tests.lab.bench.running import Child, outcome, timeless
 
-from metastep.report import read_records
+from metastep.lab.report import read_records
 
 STEPS, EVERY = 400, 5
 SMALL = ("--steps", str(STEPS), "--batch-size", "8", "--train-size", "200", "--checkpoint-every", str(EVERY))

@@ -1,12 +1,12 @@
-"""The commands in processes of their own, as in tests/bench, and what they leave when nothing happens to them."""
+"""The commands in processes of their own, as in tests/lab/bench, and what they leave when nothing happens to them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.bench.conftest import _one_thread, start
-from tests.bench.running import Child
 from tests.faults.commands import COMMANDS
+from tests.lab.bench.conftest import _one_thread, start
+from tests.lab.bench.running import Child
 
 __all__ = ["_one_thread", "start", "undisturbed"]
 

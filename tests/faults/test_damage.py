@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.bench.running import Child, differences
 from tests.faults.commands import COMMANDS, begun, weights_and_records
+from tests.lab.bench.running import Child, differences
 
 
 def truncated(data: bytes, draw: random.Random) -> bytes:

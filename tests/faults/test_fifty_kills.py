@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.bench.running import Child, differences
 from tests.faults.commands import COMMANDS, EVERY, checkpoints, wait_for, weights_and_records
+from tests.lab.bench.running import Child, differences
 
-from metastep.bench.curves import read_entries
-from metastep.meta.checkpoints import CheckpointFile
+from metastep.lab.bench.curves import read_entries
+from metastep.lab.runtime.checkpoints import CheckpointFile
 
 KILLS = 18  # of each command
 assert KILLS * len(COMMANDS) >= 50

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.bench.running import Child, _metastep, _server, differences
 from tests.faults.commands import COMMANDS, begun, checkpoints, weights_and_records
+from tests.lab.bench.running import Child, _metastep, _server, differences
 
 from metastep.files import write_atomically
-from metastep.meta.checkpoints import CheckpointFile
+from metastep.lab.runtime.checkpoints import CheckpointFile
 
 resource = pytest.importorskip("resource", reason="no limits on the size of files here")
 _SPACE = 3000  # bytes a file: messages have room, checkpoints have not

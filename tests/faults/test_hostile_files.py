@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.bench.running import run_config
+from tests.lab.bench.running import run_config
 
-from metastep.bench.config import RunConfig
-from metastep.bench.locks import FolderInUse, FolderLock
-from metastep.bench.run import Run
-from metastep.meta.checkpoints import CheckpointError, CheckpointFile
+from metastep.lab.bench.config import RunConfig
+from metastep.lab.bench.run import Run
+from metastep.lab.runtime.checkpoints import CheckpointError, CheckpointFile
+from metastep.lab.runtime.locks import FolderInUse, FolderLock
 
 fuzzed = settings(
     max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.bench.experiments import plan
-from tests.bench.running import Child, learning_config, run_config
 from tests.faults.test_hostile_files import fuzzed, values
+from tests.lab.bench.experiments import plan
+from tests.lab.bench.running import Child, learning_config, run_config
 
-from metastep.bench.compare import Comparison
-from metastep.bench.entrants import CompareConfig, Entrant
-from metastep.bench.plans import Plan
-from metastep.bench.task_folder import SCHEMA, read_tasks
+from metastep.lab.bench.compare import Comparison
+from metastep.lab.bench.entrants import CompareConfig, Entrant
+from metastep.lab.bench.plans import Plan
+from metastep.lab.bench.task_folder import SCHEMA, read_tasks
 
 #: The file of each, how it is read, and what a good one holds.
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 from benchmarks.measuring.standing import COUNTED, NO_HEAP, QUERIES, STEPS, Standing, grown, heap, query, step
-from tests.bench.running import _server
+from tests.lab.bench.running import _server
 
 #: How many of each.
 ASKED = {"mlr-snet": 20_000, "signal-schedule": 12_000}  # the first half is longer than what settles in it

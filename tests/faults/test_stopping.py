@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.bench.running import Child, differences, run_config
 from tests.faults.commands import COMMANDS, begun, checkpoints, descendants, wait_for, weights_and_records
+from tests.lab.bench.running import Child, differences, run_config
 
-from metastep.bench.curves import read_entries
-from metastep.bench.locks import FolderLock
-from metastep.bench.run import Run
-from metastep.bench.stopping import StopSignal
-from metastep.meta.checkpoints import CheckpointFile
+from metastep.lab.bench.curves import read_entries
+from metastep.lab.bench.run import Run
+from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.stop_signals import StopSignal
 
 TWO_TASKS = ("meta-train", "wine/mlp", "wine/mlp", "--train-size", "60", "--inner-valid", "20", "--outer-valid", "20")
 

@@ -1,7 +1,8 @@
 """No file of the package reads bytes in a way that could run what is in them; each loader has a trap test of its own.
 
 The traps are in ``tests/schedules`` (files, shipped names), ``tests/integrations/test_hub.py`` (folders, the hub),
-``tests/meta/test_checkpoints.py`` and ``tests/cli`` (runs), and ``tests/tasks/test_loaders.py`` (CIFAR's batches).
+``tests/lab/runtime/test_checkpoints.py`` and ``tests/cli`` (runs), and
+``tests/lab/tasks/test_loaders.py`` (CIFAR's batches).
 """
 
 import ast

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metastep.bench.torchrun import under_torchrun
 from metastep.cli import options as o
 from metastep.cli.display import comparison_bar, stop_notice
 from metastep.cli.experiments import (
@@ -18,11 +17,12 @@ from metastep.cli.experiments import (
     run_experiment,
 )
 from metastep.cli.report import show_report
+from metastep.lab.bench.torchrun import under_torchrun
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from metastep.bench.compare import Comparison
+    from metastep.lab.bench.compare import Comparison
 
 
 @o.takes(run=o.RunOptions, experiment=ExperimentOptions)
@@ -61,10 +61,10 @@ def compare(
 
     Finished runs are kept: --resume goes on where a comparison or an experiment was stopped or killed.
     """
-    from metastep.bench.compare import Comparison
-    from metastep.bench.entrants import CompareConfig, Entrant
-    from metastep.bench.protocols import training
-    from metastep.tasks.table import recipe_of
+    from metastep.lab.bench.compare import Comparison
+    from metastep.lab.bench.entrants import CompareConfig, Entrant
+    from metastep.lab.bench.protocols import training
+    from metastep.lab.tasks.table import recipe_of
 
     if under_torchrun():
         raise ValueError("compare must be started without torchrun; it starts processes of its own: --workers N.")
@@ -88,7 +88,7 @@ def compare(
 
 
 def _resumed(folder: Path) -> Comparison:
-    from metastep.bench.compare import Comparison
+    from metastep.lab.bench.compare import Comparison
 
     try:
         return Comparison.resume(folder)
@@ -104,8 +104,8 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def _execute(comparison: Comparison, workers: int, title: str | None, json: bool) -> None:
-    from metastep.bench.stopping import StopSignal
     from metastep.files import write_atomically
+    from metastep.lab.runtime.stop_signals import StopSignal
 
     folder, resume = comparison.folder, o.resume_command("compare", comparison.folder)
     with o.says_how_to_go_on(resume), comparison_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:

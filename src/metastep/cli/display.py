@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from metastep.bench.counting import ComparisonProgress
-    from metastep.bench.run import Progress as RunProgress
+    from metastep.lab.bench.counting import ComparisonProgress
+    from metastep.lab.bench.run import Progress as RunProgress
 
 _console = Console(stderr=True, highlight=False)
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metastep.bench.records_file import records_of
 from metastep.cli.published import published_figures
-from metastep.report import Cell, Experiment, Interval, Profile, Scores, Sensitivity
+from metastep.lab.bench.records_file import records_of
+from metastep.lab.report import Cell, Experiment, Interval, Profile, Scores, Sensitivity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from metastep.report.experiment import Key
+    from metastep.lab.report.experiment import Key
 
 #: The method that the time of a step is compared with.
 PLAIN = "sgd/constant"
@@ -143,7 +143,7 @@ def _scores(cells: Sequence[Cell], off: Mapping[tuple[Key, float], Mapping[int, 
 
 
 def _interval(values: Iterable[float | None]) -> Interval | None:
-    from metastep.bench.scores import bootstrap
+    from metastep.lab.bench.scores import bootstrap
 
     usable = [value for value in values if value is not None and math.isfinite(value)]
     if not usable:
@@ -167,7 +167,7 @@ def _costs(groups: Mapping[Key, Sequence[Cell]], budget: int, remarks: list[str]
 
 
 def _profiles(costs: Mapping[str, Mapping[str, float]], budget: int) -> list[Profile]:
-    from metastep.bench.scores import performance_profile, profile_areas
+    from metastep.lab.bench.scores import performance_profile, profile_areas
 
     shares, areas = performance_profile(costs, _RATIOS), profile_areas(costs, _RATIOS[-1])
     return [
@@ -179,7 +179,7 @@ def _profiles(costs: Mapping[str, Mapping[str, float]], budget: int) -> list[Pro
 def _ranks(
     costs: Mapping[str, Mapping[str, float]], budget: int, remarks: list[str]
 ) -> dict[tuple[str, int], Interval]:
-    from metastep.bench.scores import rank
+    from metastep.lab.bench.scores import rank
 
     if len(costs) < 3 or len(next(iter(costs.values()))) < 2:
         return {}

@@ -13,10 +13,10 @@ from metastep.cli import options as o
 from metastep.cli.display import comparison_bar, say, stop_notice
 
 if TYPE_CHECKING:
-    from metastep.bench.engines.engine import Engine
-    from metastep.bench.experiments.experiment import Arena
-    from metastep.bench.plans import Plan
-    from metastep.bench.runner import ExperimentRun
+    from metastep.lab.bench.engines.engine import Engine
+    from metastep.lab.bench.experiments.experiment import Arena
+    from metastep.lab.bench.plans import Plan
+    from metastep.lab.bench.runner import ExperimentRun
 
 
 class Size(StrEnum):
@@ -62,7 +62,7 @@ def is_experiment(name: str | None, resume: Path | None) -> bool:
     """Whether an experiment is meant, by its name or by the folder to go on with."""
     if resume is not None:
         return (resume / "experiment.json").is_file()
-    from metastep.bench.experiments.table import EXPERIMENTS
+    from metastep.lab.bench.experiments.table import EXPERIMENTS
 
     return name in EXPERIMENTS
 
@@ -73,9 +73,9 @@ def known_task(name: str | None) -> str:
     Raises:
         ValueError: if it is none; it has the nearest names of tasks and experiments.
     """
-    from metastep.bench.experiments.table import EXPERIMENTS
-    from metastep.bench.names import unknown_name
-    from metastep.tasks import task_names
+    from metastep.lab.bench.experiments.table import EXPERIMENTS
+    from metastep.lab.bench.names import unknown_name
+    from metastep.lab.tasks import task_names
 
     task = o.require_task(name)
     if task not in task_names():
@@ -117,7 +117,7 @@ def run_experiment(
     json: bool,
 ) -> None:
     """Run a new experiment, or go on with that of a folder; write records and page."""
-    from metastep.bench.runner import ExperimentRun
+    from metastep.lab.bench.runner import ExperimentRun
 
     if resume is not None:
         o.refuse_beside_resume(context, "workers", "title", "storage", "engine", "address", "gpus_per_run", "methods")
@@ -132,8 +132,8 @@ def run_experiment(
 
 
 def _plan(name: str, run: o.RunOptions, options: ExperimentOptions, seeds: int | None) -> Plan:
-    from metastep.bench.experiments.table import experiment_named
-    from metastep.bench.plans import Plan
+    from metastep.lab.bench.experiments.table import experiment_named
+    from metastep.lab.bench.plans import Plan
 
     experiment = experiment_named(name)
     scale = experiment.scale(options.scale.value)
@@ -147,7 +147,7 @@ def _plan(name: str, run: o.RunOptions, options: ExperimentOptions, seeds: int |
 
 
 def _arenas(arenas: tuple[Arena, ...], names: list[str]) -> list[Arena]:
-    from metastep.bench.names import unknown_name
+    from metastep.lab.bench.names import unknown_name
 
     known = {arena.name: arena for arena in arenas}
     for name in names:
@@ -171,10 +171,10 @@ def _engine(options: ExperimentOptions, workers: int, context: typer.Context) ->
     if options.engine is Where.LOCAL:
         if given := o.typed(context, ("address", "gpus_per_run")):
             raise ValueError(f"{given[0]} must be given with --engine ray only, got it with the local engine.")
-        from metastep.bench.engines.local import Local
+        from metastep.lab.bench.engines.local import Local
 
         return Local(workers)
-    from metastep.bench.engines.ray_cluster import RayCluster
+    from metastep.lab.bench.engines.ray_cluster import RayCluster
 
     if o.typed(context, ("workers",)):
         raise ValueError("workers must be given with the local engine only; Ray runs as many cells as have room.")
@@ -182,9 +182,9 @@ def _engine(options: ExperimentOptions, workers: int, context: typer.Context) ->
 
 
 def _execute(experiment: ExperimentRun, engine: Engine, title: str | None, *, json: bool) -> None:
-    from metastep.bench.stopping import StopSignal
     from metastep.cli.experiment import load_experiment
-    from metastep.report import write_experiment_page
+    from metastep.lab.report import write_experiment_page
+    from metastep.lab.runtime.stop_signals import StopSignal
 
     folder, resume = experiment.folder, o.resume_command("compare", experiment.folder)
     with o.says_how_to_go_on(resume), comparison_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:

@@ -62,7 +62,7 @@ def inspect(
     else:
         show(_rates_table(found["rates"]))
         _say_settled(found["settled"], num_classes)
-    from metastep.report import rate_plot
+    from metastep.lab.report import rate_plot
 
     target = plot or Path(f"{Path(file).stem}-rates.png")
     say(f"plot: {rate_plot(found['rates'], target, title=Path(file).name)}")

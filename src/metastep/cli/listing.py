@@ -18,13 +18,13 @@ def listing(
     json: o.Json = False,
 ) -> None:
     """List the tasks, schedules (those that ship with the package included), optimizers, methods and experiments."""
-    from metastep.bench.experiments.table import EXPERIMENTS
-    from metastep.bench.methods import METHODS
-    from metastep.bench.names import unknown_name
-    from metastep.bench.optimizers import OPTIMIZERS
-    from metastep.bench.schedules import SCHEDULES
+    from metastep.lab.bench.experiments.table import EXPERIMENTS
+    from metastep.lab.bench.methods import METHODS
+    from metastep.lab.bench.names import unknown_name
+    from metastep.lab.bench.optimizers import OPTIMIZERS
+    from metastep.lab.bench.schedules import SCHEDULES
+    from metastep.lab.tasks import describe_tasks
     from metastep.schedules import shipped_schedules
-    from metastep.tasks import describe_tasks
 
     tables = {
         "tasks": describe_tasks(),

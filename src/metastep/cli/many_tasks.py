@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from metastep.bench.torchrun import under_torchrun
 from metastep.cli import options as o
 from metastep.cli.display import note, run_bar, say, show, stop_notice
 from metastep.cli.tables import tasks_table
+from metastep.lab.bench.torchrun import under_torchrun
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from metastep.bench.config import RunConfig
-    from metastep.bench.task_messages import Workers
+    from metastep.lab.bench.config import RunConfig
+    from metastep.lab.bench.task_messages import Workers
 
 #: Where the workers are.
 ENGINES = ("local", "ray")
@@ -26,14 +26,14 @@ def begin_many(configs: list[RunConfig], folder: Path, engine: str, address: str
 
 def resume_many(folder: Path, engine: str, address: str | None, *, json: bool) -> None:
     """Go on in a folder; the workers may be elsewhere than before."""
-    from metastep.bench.task_folder import read_tasks
+    from metastep.lab.bench.task_folder import read_tasks
 
     _lead(read_tasks(folder), folder, engine, address, json=json)
 
 
 def _lead(configs: list[RunConfig], folder: Path, engine: str, address: str | None, *, json: bool) -> None:
-    from metastep.bench.many_tasks import ManyTasks
-    from metastep.bench.stopping import StopSignal
+    from metastep.lab.bench.many_tasks import ManyTasks
+    from metastep.lab.runtime.stop_signals import StopSignal
 
     if under_torchrun():
         raise ValueError("tasks must be one under torchrun, got several; without it they have workers: --engine.")
@@ -43,10 +43,10 @@ def _lead(configs: list[RunConfig], folder: Path, engine: str, address: str | No
 
     def workers() -> Workers:
         if engine == "local":
-            from metastep.bench.task_processes import LocalWorkers
+            from metastep.lab.bench.task_processes import LocalWorkers
 
             return LocalWorkers()
-        from metastep.bench.task_ray import RayWorkers
+        from metastep.lab.bench.task_ray import RayWorkers
 
         return RayWorkers(len(configs), address, cuda=any(config.device.startswith("cuda") for config in configs))
 

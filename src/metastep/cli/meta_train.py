@@ -64,8 +64,8 @@ def meta_train(
             config, o.new_folder(out, f"population-{config.base}"), engine, address, workers=people.workers, json=json
         )
         return
-    from metastep.bench.protocols import meta_training
-    from metastep.tasks.table import recipe_of
+    from metastep.lab.bench.protocols import meta_training
+    from metastep.lab.tasks.table import recipe_of
 
     recipes = [recipe_of(o.require_task(task)) for task in tasks or (None,)]
     meta = {"every": every, "meta_lr": meta_lr, "hidden_size": hidden_size, "num_layers": num_layers}

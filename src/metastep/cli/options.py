@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from metastep.bench.torchrun import is_first_process, restarted, under_torchrun
+from metastep.lab.bench.torchrun import is_first_process, restarted, under_torchrun
 
 TaskName = Annotated[
     str | None, typer.Argument(help="A task, such as digits/mlp; see `metastep list`.", metavar="TASK")
@@ -124,7 +124,7 @@ def resume_command(command: str, folder: Path) -> str:
 @contextmanager
 def says_how_to_go_on(resume: str) -> Iterator[None]:
     """Within, an error of reading or writing ends with the command that goes on, once the cause is gone."""
-    from metastep.bench.locks import FolderInUse
+    from metastep.lab.runtime.locks import FolderInUse
 
     try:
         yield

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from metastep.bench.population_run import PopulationProgress
-    from metastep.meta.population import PopulationConfig
-    from metastep.meta.population.jobs import Engine
+    from metastep.lab.bench.population_run import PopulationProgress
+    from metastep.lab.evolution import PopulationConfig
+    from metastep.lab.evolution.jobs import Engine
     from metastep.schedules import SignalSchedule
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -64,7 +64,7 @@ def population_config(
     Raises:
         ValueError: for a base that there is not, or numbers out of range.
     """
-    from metastep.meta.population.defaults import default_config
+    from metastep.lab.evolution.defaults import default_config
     from metastep.schedules.arguments import one_of
 
     given: dict[str, Any] = {**options.given(), "seed": seed, "device": device}
@@ -95,8 +95,8 @@ def execute_population(
     config: PopulationConfig | None, folder: Path, engine: str, address: str | None, *, workers: int = 1, json: bool
 ) -> None:
     """Train in a new folder, or go on in one."""
-    from metastep.bench.population_run import PopulationRun
-    from metastep.bench.stopping import StopSignal
+    from metastep.lab.bench.population_run import PopulationRun
+    from metastep.lab.runtime.stop_signals import StopSignal
 
     resume = o.resume_command("meta-train", folder) + ("" if engine == "local" else f" --engine {engine}")
     resume += f" --workers {workers}" if workers > 1 else ""
@@ -119,10 +119,10 @@ def execute_population(
 
 @contextmanager
 def _engine(name: str, address: str | None, workers: int) -> Iterator[Engine]:
-    from metastep.meta.population.jobs import here
+    from metastep.lab.evolution.jobs import here
 
     if name == "ray":
-        from metastep.meta.population.ray_engine import RayEngine
+        from metastep.lab.evolution.ray_engine import RayEngine
 
         with RayEngine(address) as engine:
             yield engine
@@ -132,7 +132,7 @@ def _engine(name: str, address: str | None, workers: int) -> Iterator[Engine]:
     if workers == 1:
         yield here
         return
-    from metastep.meta.population.process_engine import ProcessEngine
+    from metastep.lab.evolution.process_engine import ProcessEngine
 
     with ProcessEngine(workers) as engine:
         yield engine

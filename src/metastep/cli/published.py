@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING
 
-from metastep.report import Published
-from metastep.tasks.sources import data_roots
+from metastep.lab.report import Published
+from metastep.lab.tasks.sources import data_roots
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -47,7 +47,7 @@ def report(
 
 def _write_experiment(folder: Path, output: Path | None, format: Format, title: str | None, *, json: bool) -> None:
     from metastep.cli.experiment import load_experiment
-    from metastep.report import as_csv, as_markdown, write_experiment_page
+    from metastep.lab.report import as_csv, as_markdown, write_experiment_page
 
     experiment = load_experiment(folder, title)
     beside = folder if folder.is_dir() else folder.parent
@@ -64,7 +64,7 @@ def _write_experiment(folder: Path, output: Path | None, format: Format, title: 
 
 def show_report(folder: Path, title: str | None, *, output: Path | None = None, json: bool) -> None:
     """Write ``report.html`` and the plots beside the records, and print the table."""
-    from metastep.report import read_records, summarize, write_page, write_plots
+    from metastep.lab.report import read_records, summarize, write_page, write_plots
 
     path = folder if folder.suffix == ".jsonl" else folder / "records.jsonl"
     if not path.is_file():

@@ -11,15 +11,15 @@ from metastep.cli.tables import run_summary
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from metastep.bench.config import RunConfig
+    from metastep.lab.bench.config import RunConfig
 
 
 def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str) -> None:
     """Run a new configuration in a folder, or go on with the run in it."""
-    from metastep.bench.records import read_record
-    from metastep.bench.run import Run, read_config
-    from metastep.bench.stopping import StopSignal
-    from metastep.bench.torchrun import is_first_process, met
+    from metastep.lab.bench.records import read_record
+    from metastep.lab.bench.run import Run, read_config
+    from metastep.lab.bench.torchrun import is_first_process, met
+    from metastep.lab.runtime.stop_signals import StopSignal
 
     resume = o.resume_command(command, folder)
     record = None

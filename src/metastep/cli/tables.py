@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from metastep.report import Spread, SummaryRow
+    from metastep.lab.report import Spread, SummaryRow
 
 
 def run_summary(record: dict[str, Any]) -> Table:

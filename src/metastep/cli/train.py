@@ -40,10 +40,10 @@ def train(
         o.refuse_beside_resume(context)
         execute_run(None, resume, json, "train")
         return
-    from metastep.bench.protocols import training
-    from metastep.bench.schedules import SCHEDULES, make_schedule
+    from metastep.lab.bench.protocols import training
+    from metastep.lab.bench.schedules import SCHEDULES, make_schedule
+    from metastep.lab.tasks.table import recipe_of
     from metastep.schedules.defaults import DEFAULTS
-    from metastep.tasks.table import recipe_of
 
     recipe = recipe_of(o.require_task(task))
     schedule = schedule or DEFAULTS.get(run.optimizer or recipe.optimizer, "cosine")

@@ -14,9 +14,9 @@ from rich.table import Table
 from metastep.cli.population import sparkline
 
 if TYPE_CHECKING:
-    from metastep.bench.table.scheduled import Base
+    from metastep.lab.bench.table.scheduled import Base
+    from metastep.lab.tasks import Task
     from metastep.schedules import Schedule
-    from metastep.tasks import Task
 
 #: Small, built in (scikit-learn has the data), and done in a second.
 _TASK = "digits/mlp"
@@ -35,7 +35,7 @@ def watched_runs(schedule: Schedule, steps: int) -> dict[str, Any]:
         ``ran``: the task, the base, the steps, the seed; ``rates``: by run, one a step, 0 where the brake skipped it;
         ``runs``: by run, the initial rate, the steps skipped, and the loss on outer_valid at the end.
     """
-    from metastep.tasks import load_task
+    from metastep.lab.tasks import load_task
 
     name, base = _base(schedule)
     task = load_task(_TASK)
@@ -49,7 +49,7 @@ def watched_runs(schedule: Schedule, steps: int) -> dict[str, Any]:
 
 def _base(schedule: Schedule) -> tuple[str, Base]:
     """The optimizer that it was trained for, the last named; SGD with momentum where that is unknown or not ours."""
-    from metastep.bench.table.scheduled import BASES
+    from metastep.lab.bench.table.scheduled import BASES
 
     named = (getattr(schedule, "trained_for", None) or "").split(", ")
     name = next((base for base in reversed(named) if base in BASES), "sgd-momentum")
@@ -59,8 +59,8 @@ def _base(schedule: Schedule) -> tuple[str, Base]:
 def _run(task: Task, base: Base, schedule: Schedule, start: float, steps: int) -> tuple[list[float], dict[str, Any]]:
     import torch
 
-    from metastep.bench.optimizers import make_optimizer
-    from metastep.meta.trainer import Trainer
+    from metastep.lab.bench.optimizers import make_optimizer
+    from metastep.lab.bench.trainer import Trainer
     from metastep.schedules import LearnedLR
 
     torch.manual_seed(0)

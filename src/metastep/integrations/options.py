@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from metastep.core.collectives import Ranks
+from metastep.core.distributed import Ranks
 
 
 class LearnedLROptions(TypedDict, total=False):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from metastep.core.collectives import rank_count
+from metastep.core.distributed import rank_count
 from metastep.integrations.learning_step import LearningStep
 from metastep.meta import MetaLearner
 from metastep.schedules import LearnedLR

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from metastep.core.collectives import (
+from metastep.core.distributed import (
     Ranks,
     is_flattened,
     is_sharded,
@@ -16,7 +16,7 @@ from metastep.core.collectives import (
     part_count,
 )
 from metastep.core.inner import inner_product
-from metastep.core.protection import (
+from metastep.core.isolation import (
     protected_buffers,
     protected_rng,
     quiet_replicas,

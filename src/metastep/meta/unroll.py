@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metastep.core.collectives import local
+from metastep.core.distributed import local
 from metastep.core.inner import inner_product
-from metastep.core.protection import Streams, protected_buffers, protected_rng, replay, streams_of
+from metastep.core.isolation import Streams, protected_buffers, protected_rng, replay, streams_of
 from metastep.meta.adjoint import StepInput, record_input, step_vjp
 from metastep.meta.lookahead import check_validation_loss, copy_parameters, validation_slopes
 from metastep.schedules import LearnedLR

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from metastep.core.combination import learn_weights
 from metastep.core.levels import fold, spread
-from metastep.core.pulls import PREVIOUS, pulled
 from metastep.core.rates import bounded, cosine, deviation_of, increment, rate_of
+from metastep.core.regularization import PREVIOUS, pulled
 from metastep.optim.options import Group, hyper_rates
 
 if TYPE_CHECKING:

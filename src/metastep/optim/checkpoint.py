@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metastep.core.collectives import is_sharded
+from metastep.core.distributed import is_sharded
 from metastep.optim.group_rates import SHARED_KEYS, rate_keys
 from metastep.optim.options import DRIVEN, OPTION_DEFAULTS, Group
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from metastep.core.levels import row_views, spread
-from metastep.core.pulls import PREVIOUS
+from metastep.core.regularization import PREVIOUS
 from metastep.optim import phases
 from metastep.optim.phases import Rates
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from metastep.core.collectives import local_gradient
+from metastep.core.distributed import local_gradient
 from metastep.optim.engines import choose_engine
 from metastep.optim.namesake import start_buffer
 from metastep.optim.options import Group, hyper_rates

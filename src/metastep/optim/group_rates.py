@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metastep.core.collectives import local
+from metastep.core.distributed import local
 from metastep.core.levels import Layout, default_unit_dim, make_layout, spread
 from metastep.core.rates import Bounds, rate_of
 from metastep.optim.options import Group, bounds_of, start_weights

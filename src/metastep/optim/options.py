@@ -11,8 +11,8 @@ from torch import Tensor
 
 from metastep.core.combination import COMBINATIONS
 from metastep.core.levels import LEVELS
-from metastep.core.pulls import PREVIOUS, PULL_FORMS
 from metastep.core.rates import REDUCTIONS, RULES, Bounds
+from metastep.core.regularization import PREVIOUS, PULL_FORMS
 
 Group = dict[str, Any]
 RateOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from metastep.core.levels import row_dots, row_sums
-from metastep.core.pulls import PREVIOUS, pulled
 from metastep.core.rates import Bounds, bounded, deviation_of, increment, rate_of
+from metastep.core.regularization import PREVIOUS, pulled
 
 if TYPE_CHECKING:
     from metastep.optim.direction import Buffers, Direction

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metastep.core.collectives import local
+from metastep.core.distributed import local
 from metastep.core.levels import row_views
 from metastep.optim.group_rates import GroupRates, real_view
 from metastep.optim.options import Group, start_weights

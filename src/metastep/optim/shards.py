@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from metastep.core.collectives import (
+from metastep.core.distributed import (
     Ranks,
     is_flattened,
     is_sharded,

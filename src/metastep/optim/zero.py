@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from metastep.core.collectives import rank_count
+from metastep.core.distributed import rank_count
 
 #: Deeper than ZeroRedundancyOptimizer calls the optimizer that it makes.
 _DEPTH = 12

@@ -2,7 +2,7 @@
 
 import torch
 
-from metastep.core.collectives import (
+from metastep.core.distributed import (
     Ranks,
     check_ranks,
     mean_over_ranks,

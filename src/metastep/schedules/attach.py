@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metastep.core.collectives import Ranks
+from metastep.core.distributed import Ranks
 from metastep.schedules.agreement import Agreement
 from metastep.schedules.arguments import whole
 from metastep.schedules.attaching import check_numbers, check_optimizer, warn_of_another_base

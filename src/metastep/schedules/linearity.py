@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.core.collectives import is_sharded, local
-from metastep.core.protection import protected_rng
+from metastep.core.distributed import is_sharded, local
+from metastep.core.isolation import protected_rng
 
 #: The probe moves its tensors by about this share of their size, so that rounding does not hide the displacement.
 _PROBE = 0.25

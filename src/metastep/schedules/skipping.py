@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.core.collectives import local
+from metastep.core.distributed import local
 
 
 class SkippedStep:

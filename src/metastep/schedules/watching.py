@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.core.collectives import (
+from metastep.core.distributed import (
     is_flattened,
     is_sharded,
     local,

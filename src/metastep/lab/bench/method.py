@@ -1,0 +1,126 @@
+"""A method: an optimizer and a schedule under one name, what of them is tuned and over which space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from metastep.lab.bench.config import MetaConfig
+from metastep.lab.bench.optimizers import OPTIMIZERS
+from metastep.lab.bench.schedules import SCHEDULES
+from metastep.lab.bench.spaces import short
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from metastep.lab.bench.config import RunConfig
+    from metastep.lab.bench.spaces import Space
+
+#: About so many meta-updates in a run that learns something on its way.
+META_UPDATES = 100
+
+#: Tuned values that are no option of the optimizer.
+LR, WARMUP, META_LR = "lr", "warmup", "meta_lr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One line of the table of methods.
+
+    Args:
+        name: under which it is found.
+        summary: one line for ``metastep list methods``.
+        source: a paper, by arXiv number where it has one.
+        optimizer: a name of :data:`metastep.lab.bench.optimizers.OPTIMIZERS`.
+        options: of the optimizer, those that are fixed.
+        lengths: of the optimizer, those that are numbers of steps: a share of the run, and the fewest there may be.
+        schedule: a name or files, see :func:`metastep.lab.bench.schedules.make_schedule`.
+        scale: of a schedule that scales itself: "measured", or "lr".
+        space: what is tuned, and over what: ``lr``; ``warmup``, as a share of the run; ``meta_lr``; any other name is
+            an option of the optimizer.
+        defaults: the published value, else the one usual in the field, of everything tuned.
+        weight_decay: whether the optimizer has a weight decay, which is then the task's.
+        missing: why this method cannot be run anywhere, although the field names it; empty: it can.
+
+    Raises:
+        ValueError: for a tuned value without a default in its space, or a default of what is not tuned.
+    """
+
+    name: str
+    summary: str
+    source: str
+    optimizer: str
+    schedule: str = "constant"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lengths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    scale: str = "measured"
+    space: Mapping[str, Space]
+    defaults: Mapping[str, Any]
+    weight_decay: bool = True
+    missing: str = ""
+
+    def __post_init__(self) -> None:
+        if self.space.keys() != self.defaults.keys():
+            raise ValueError(
+                f"defaults must name what {self.name} tunes ({', '.join(self.space)}), got {', '.join(self.defaults)}."
+            )
+        for name, space in self.space.items():
+            space.checked(f"defaults[{name!r}] of {self.name}", self.defaults[name])
+
+    def configure(self, base: RunConfig, values: Mapping[str, Any] | None = None) -> RunConfig:
+        """Return the run of this method: the task, seed, length and so on of another, and values of what is tuned.
+
+        Args:
+            base: a run of the same task; its rate is kept where the method tunes none, its optimizer is replaced, of
+                whose options only ``weight_decay`` is kept.
+            values: by name, instead of the defaults. They may lie outside the space, as a study of sensitivity wants.
+
+        Raises:
+            ValueError: for a value of what this method does not tune, or one that a run refuses.
+            ImportError: for a method that cannot be run anywhere; it says why.
+        """
+        if self.missing:
+            raise ImportError(f"method {self.name} cannot be run: {self.missing}")
+        given = dict(values or {})
+        if unknown := given.keys() - self.space.keys():
+            raise ValueError(
+                f"values must be of what {self.name} tunes ({', '.join(self.space) or 'nothing'}), "
+                f"got {', '.join(sorted(unknown))}; leave them out."
+            )
+        tuned = {**self.defaults, **given}
+        lr = tuned.pop(LR, base.lr)
+        warmup = tuned.pop(WARMUP, None)
+        meta_lr = tuned.pop(META_LR, None)
+        lengths = {name: max(fewest, round(share * base.total_steps)) for name, (share, fewest) in self.lengths.items()}
+        kept = {key: base.optimizer_options[key] for key in ("weight_decay",) if key in base.optimizer_options}
+        return replace(
+            base,
+            optimizer=self.optimizer,
+            optimizer_options={**(kept if self.weight_decay else {}), **self.options, **lengths, **tuned},
+            schedule=self.schedule,
+            lr=lr,
+            scale=self.scale,
+            warmup_steps=base.warmup_steps if warmup is None else round(warmup * base.total_steps),
+            meta=self._meta(base, meta_lr),
+        )
+
+    def _meta(self, base: RunConfig, meta_lr: float | None) -> MetaConfig | None:
+        if not (self.schedule in SCHEDULES and SCHEDULES[self.schedule].learns):
+            return None
+        meta = base.meta or MetaConfig(every=max(1, base.total_steps // META_UPDATES))
+        return meta if meta_lr is None else replace(meta, meta_lr=meta_lr)
+
+    def tunes(self) -> str:
+        """What is tuned, over what, and the default: ``lr 1e-3 .. 10, log (0.1)``; several are joined by semicolons."""
+        parts = (f"{name} {space.describe()} ({short(self.defaults[name])})" for name, space in self.space.items())
+        return "; ".join(parts) or "nothing"
+
+    @property
+    def package(self) -> str | None:
+        """The package that is imported when the method is used; None: none besides torch."""
+        return OPTIMIZERS[self.optimizer].package
+
+    @property
+    def extra(self) -> str | None:
+        """The extra of metastep that brings the package."""
+        return OPTIMIZERS[self.optimizer].extra

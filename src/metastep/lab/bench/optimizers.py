@@ -1,0 +1,139 @@
+"""The optimizers a run can name: where each is, which package it needs, what it must be told about the run."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from metastep.lab.bench.names import unknown_name
+from metastep.optim.base import HyperOptimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedOptimizer:
+    """Where an optimizer is found; nothing is imported before it is made.
+
+    Args:
+        place: module and class.
+        package: that must be installed for it; None: none besides torch.
+        extra: of metastep, that brings the package.
+        told: what it must know about the run: "model", "steps_per_epoch".
+    """
+
+    place: str
+    package: str | None = None
+    extra: str | None = None
+    told: tuple[str, ...] = ()
+
+    def load(self) -> type[Optimizer]:
+        """Import the class.
+
+        Raises:
+            ImportError: if its package is not installed; it says which extra brings it.
+        """
+        module, _, name = self.place.rpartition(".")
+        try:
+            made: type[Optimizer] = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if self.package is None or error.name != self.package:
+                raise
+            raise missing_package(name, self.package, self.extra) from error
+        return made
+
+
+def missing_package(what: str, package: str, extra: str | None) -> ImportError:
+    """The error for something whose package is not installed."""
+    return ImportError(
+        f"{what} needs the package {package}, which is not installed; run pip install 'metastep[{extra}]'."
+    )
+
+
+def _torch(name: str) -> NamedOptimizer:
+    return NamedOptimizer(place=f"torch.optim.{name}")
+
+
+def _ours(name: str, *told: str) -> NamedOptimizer:
+    return NamedOptimizer(place=f"metastep.optim.{name}", told=told)
+
+
+def _baseline(name: str, *told: str) -> NamedOptimizer:
+    return NamedOptimizer(place=f"metastep.lab.baselines.{name}", told=told)
+
+
+def _package(place: str, package: str) -> NamedOptimizer:
+    return NamedOptimizer(place=f"metastep.lab.baselines.packages.{place}", package=package, extra="bench")
+
+
+#: By name; ``sgd`` takes momentum as an option.
+OPTIMIZERS: dict[str, NamedOptimizer] = {
+    "sgd": _torch("SGD"),
+    "adam": _torch("Adam"),
+    "adamw": _torch("AdamW"),
+    "rmsprop": _torch("RMSprop"),
+    "adagrad": _torch("Adagrad"),
+    "radam": _torch("RAdam"),
+    "nadam": _torch("NAdam"),
+    "muon": NamedOptimizer(place="metastep.lab.baselines.muon.MuonAdamW", told=("model",)),
+    "hyper-sgd": _ours("HyperSGD"),
+    "hyper-adam": _ours("HyperAdam"),
+    "hyper-adamw": _ours("HyperAdamW"),
+    "hyper-rmsprop": _ours("HyperRMSprop"),
+    "hyper-adagrad": _ours("HyperAdagrad"),
+    "l4": _baseline("L4"),
+    "sps": _baseline("SPS", "steps_per_epoch"),
+    "armijo": _baseline("Armijo", "steps_per_epoch", "model"),
+    "sasa": _baseline("SASA"),
+    "forward-mode": _baseline("ForwardMode", "model"),
+    "l2l": _baseline("L2L"),
+    "rnnprop": _baseline("RNNProp"),
+    "schedule-free-sgd": _package("schedule_free.ScheduleFreeSGD", "schedulefree"),
+    "schedule-free-adamw": _package("schedule_free.ScheduleFreeAdamW", "schedulefree"),
+    "prodigy": _package("prodigy.Prodigy", "prodigyopt"),
+    "d-adapt-sgd": _package("d_adaptation.DAdaptSGD", "dadaptation"),
+    "d-adapt-adamw": _package("d_adaptation.DAdaptAdamW", "dadaptation"),
+    "dog": _package("dog.DoG", "dog"),
+    "ldog": _package("dog.LDoG", "dog"),
+    "momo": _package("momo.Momo", "momo"),
+    "momo-adam": _package("momo.MomoAdam", "momo"),
+    "alig": _package("alig.AliG", "pytorch_optimizer"),
+    "adabound": _package("adabound.AdaBound", "pytorch_optimizer"),
+    "lookahead-sgd": _package("lookahead.LookaheadSGD", "pytorch_optimizer"),
+    "lookahead-adam": _package("lookahead.LookaheadAdam", "pytorch_optimizer"),
+}
+
+
+def make_optimizer(
+    name: str, model: nn.Module, lr: float, options: Mapping[str, Any], *, steps_per_epoch: int | None = None
+) -> Optimizer:
+    """Make an optimizer by name, over all parameters of a model.
+
+    Args:
+        name: of :data:`OPTIMIZERS`.
+        model: the network.
+        lr: base rate.
+        options: further arguments of the optimizer.
+        steps_per_epoch: for those that count epochs.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest), or options that the optimizer refuses.
+        ImportError: if the package of the optimizer is not installed; it says which extra brings it.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
+    made: type[Any] = OPTIMIZERS[name].load()
+    parameters: list[Any] = list(model.named_parameters() if issubclass(made, HyperOptimizer) else model.parameters())
+    known = {"model": model, "steps_per_epoch": steps_per_epoch}
+    told = {key: known[key] for key in OPTIMIZERS[name].told if known[key] is not None}
+    try:
+        optimizer: Optimizer = made(parameters, lr=lr, **{**told, **options})
+    except TypeError as error:
+        raise ValueError(f"optimizer {name} refuses the options {dict(options)}: {error}") from error
+    return optimizer
+
+
+def base_of(name: str) -> str:
+    """The optimizer whose options another takes: its namesake where rates adapt themselves."""
+    return name.removeprefix("hyper-")

@@ -1,0 +1,246 @@
+"""The schedules a run can name: the closed forms, MLR-SNet learned in the loop, and schedules in files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metastep.lab.bench.names import unknown_name
+from metastep.lab.evolution.defaults import default_config
+from metastep.lab.tasks.sources import data_roots
+from metastep.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    MLRSNet,
+    MultiStep,
+    OneCycle,
+    Phased,
+    ReduceOnPlateau,
+    ScaleRule,
+    Schedule,
+    SignalSchedule,
+    Staircase,
+    WarmRestarts,
+    WarmupStableDecay,
+    load_schedule,
+    shipped_schedules,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSchedule:
+    """A named schedule.
+
+    Args:
+        summary: one line for ``metastep list``.
+        make: makes it for a run of so many steps.
+        learns: whether its weights are learned during the run.
+        source: where it is from.
+        learned: whether its weights are learned, now or before, and it measures the scale of its rate.
+        base: the only base optimizer that it is made for; empty: any.
+    """
+
+    summary: str
+    make: Callable[[int], Schedule]
+    learns: bool = False
+    source: str = ""
+    learned: bool = False
+    base: str = ""
+
+
+def _multistep(total_steps: int) -> Schedule:
+    return MultiStep(milestones=[max(1, total_steps // 2), max(2, total_steps * 3 // 4)], gamma=0.1)
+
+
+def _published() -> Schedule:
+    files = published_snapshots()
+    if not files:
+        raise FileNotFoundError(
+            "the published snapshots of MLR-SNet (mlrsnet/mlr_snet_*.pth) are not there; "
+            "set METASTEP_DATA to the folder that holds mlrsnet."
+        )
+    return _together([load_schedule(file) for file in files])
+
+
+def _together(members: list[Schedule]) -> Schedule:
+    """One schedule as it is; several as phases of equal length."""
+    return members[0] if len(members) == 1 else Phased(members)
+
+
+def _exponential(total_steps: int) -> Schedule:
+    return Exponential(gamma=0.01 ** (1 / total_steps))
+
+
+def _landed(base: str) -> Schedule:
+    policy = default_config(base).policy
+    schedule = SignalSchedule(policy.signals, hidden=1, reach=policy.reach)
+    schedule.load_flat(torch.zeros_like(schedule.flat_weights()))
+    return schedule
+
+
+#: The snapshots that the authors of MLR-SNet publish, looked for beside the checkout and in METASTEP_DATA.
+PUBLISHED_SNAPSHOTS = "mlr-snet-published"
+_SNAPSHOT_FILES = "mlrsnet/mlr_snet_*.pth"
+
+#: Every schedule by name. A new one is a line here, a file in ``schedules/``, and a test.
+SCHEDULES: dict[str, NamedSchedule] = {
+    "constant": NamedSchedule(summary="the base rate throughout", make=lambda steps: Constant()),
+    "multistep": NamedSchedule(summary="a tenth after 1/2 and after 3/4 of the run", make=_multistep),
+    "exponential": NamedSchedule(summary="geometric decay to 1/100", make=_exponential),
+    "cosine": NamedSchedule(
+        summary="half a cosine to zero", make=lambda steps: Cosine(total_steps=steps), source="arXiv 1608.03983"
+    ),
+    "sgdr": NamedSchedule(
+        summary="cosine with warm restarts, at 1/7 and 3/7 of the run",
+        make=lambda steps: WarmRestarts(T_0=max(1, steps // 7), T_mult=2),
+        source="arXiv 1608.03983",
+    ),
+    "onecycle": NamedSchedule(
+        summary="up for 30 % of the run, then down",
+        make=lambda steps: OneCycle(total_steps=steps),
+        source="arXiv 1708.07120",
+    ),
+    "wsd": NamedSchedule(
+        summary="warm-up, stable, linear decay at the end",
+        make=lambda steps: WarmupStableDecay(total_steps=steps),
+        source="arXiv 2404.06395",
+    ),
+    "plateau": NamedSchedule(
+        summary="a tenth whenever the training loss of 10 % of the run brings no improvement",
+        make=lambda steps: ReduceOnPlateau(every=max(1, steps // 100)),
+        source="torch's ReduceLROnPlateau",
+    ),
+    "staircase": NamedSchedule(
+        summary="three equal steps of 1, 1/10, 1/100",
+        make=lambda steps: Staircase((1.0, 0.1, 0.01), total_steps=steps),
+    ),
+    "landed-sgd": NamedSchedule(
+        summary="the control of signal-sgd: the same landing and linear decay, nothing learned",
+        make=lambda steps: _landed("sgd"),
+        base="sgd-momentum",
+        source="metastep",
+    ),
+    "landed-adamw": NamedSchedule(
+        summary="the control of signal-adamw: the same landing and linear decay, nothing learned",
+        make=lambda steps: _landed("adamw"),
+        base="adamw",
+        source="metastep",
+    ),
+    "mlr-snet": NamedSchedule(
+        summary="an LSTM on the loss, learned in the loop on inner_valid",
+        make=lambda steps: MLRSNet(),
+        learns=True,
+        learned=True,
+        source="arXiv 2007.14546",
+    ),
+    PUBLISHED_SNAPSHOTS: NamedSchedule(
+        summary="the published snapshots of MLR-SNet, for equal parts of the run",
+        make=lambda steps: _published(),
+        learned=True,
+        source="arXiv 2007.14546",
+    ),
+}
+
+
+def published_snapshots() -> list[Path]:
+    """Return the files of the published snapshots, in the order of the steps after which they were kept; or none."""
+    for root in data_roots():
+        for folder in (root, root / "reference", root.parent / "reference"):
+            files = sorted(folder.glob(_SNAPSHOT_FILES), key=lambda file: int(file.stem.rpartition("_")[2]))
+            if files:
+                return files
+    return []
+
+
+def is_from_files(schedule: str) -> bool:
+    """Whether a schedule is read from files, which a run keeps a copy of."""
+    return schedule not in SCHEDULES or schedule == PUBLISHED_SNAPSHOTS
+
+
+def schedule_is_there(schedule: str) -> bool:
+    """Whether a schedule can be made here: it is in the table, ships with the package, or its files are there."""
+    if schedule == PUBLISHED_SNAPSHOTS:
+        return bool(published_snapshots())
+    parts = schedule.partition("@")[0].split("+")
+    return schedule in SCHEDULES or all(part in shipped_schedules() or Path(part).is_file() for part in parts)
+
+
+def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Schedule, bool]:
+    """Return the schedule and whether it is to be learned during the run.
+
+    Args:
+        schedule: a name of :data:`SCHEDULES`; a schedule file, or the name of one that is shipped; or files joined by
+            ``+``, the snapshots for equal parts of the run. ``@staircase`` after files replaces each snapshot by the
+            constant at which it settles.
+        total_steps: optimizer steps of the run.
+        text: whether the task is a language model: a learned schedule then reads loss / ln V.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest), or files that do not go together.
+        FileNotFoundError: for a file that is not there.
+    """
+    if schedule in SCHEDULES:
+        made, learns = SCHEDULES[schedule].make(total_steps), SCHEDULES[schedule].learns
+    else:
+        made, learns = _from_files(schedule), False
+    if not made.relative:
+        _read_text(made, text)
+    return made.with_total_steps(total_steps), learns
+
+
+def _from_files(schedule: str) -> Schedule:
+    files, _, control = schedule.partition("@")
+    parts, shipped = files.split("+"), shipped_schedules()
+    if not any(part in shipped or Path(part).suffix or "/" in part or Path(part).is_file() for part in parts):
+        raise unknown_name("schedule", schedule, [*SCHEDULES, *shipped])
+    if control not in ("", "staircase"):
+        raise ValueError(f"schedule may end in @staircase, got @{control}.")
+    members = [load_schedule(part) for part in parts]
+    made = _together(members)
+    if control:
+        made = (made if isinstance(made, Phased) else Phased([made])).staircase()
+    return made
+
+
+def _read_text(schedule: Schedule, text: bool) -> None:
+    """Tell a learned schedule, members included, whether its losses are a language model's."""
+    scale: ScaleRule = replace(schedule.scale, text=text)
+    for part in schedule.modules():
+        if isinstance(part, Schedule) and not part.relative:
+            part.scale = scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedScale(ScaleRule):
+    """A scale that is given and not measured, whatever the loss.
+
+    Args:
+        value: the scale, > 0.
+    """
+
+    value: float
+
+    def gamma(self, loss: float, num_classes: int, first: float | None = None) -> float:
+        """Return the value."""
+        del loss, num_classes, first
+        return self.value
+
+    def config(self) -> dict[str, Any]:
+        """What a file keeps: the rule without the value, which is the run's and not the schedule's."""
+        return {name: part for name, part in super().config().items() if name != "value"}
+
+
+def scaled_by(schedule: Schedule, value: float) -> Schedule:
+    """Give a schedule that scales itself, members included, a fixed scale; return it.
+
+    Args:
+        schedule: any; one whose output multiplies the base rate stays as it is.
+        value: the scale, > 0.
+    """
+    for part in schedule.modules():
+        if isinstance(part, Schedule) and not part.relative:
+            part.scale = FixedScale(**part.scale.config(), value=value)
+    return schedule

@@ -1,0 +1,1 @@
+"""How long work is run: processes, locks, checkpoints, stop signals."""

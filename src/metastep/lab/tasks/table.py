@@ -1,0 +1,93 @@
+"""The table of tasks; a new task is one entry in `recipes`, a reader or network in its own file, and one test."""
+
+import difflib
+from pathlib import Path
+from types import MappingProxyType
+
+from metastep.lab.tasks.noise import LabelNoise
+from metastep.lab.tasks.recipes.bundled import BUNDLED
+from metastep.lab.tasks.recipes.images import IMAGES
+from metastep.lab.tasks.recipes.text import TEXT
+from metastep.lab.tasks.request import Request
+from metastep.lab.tasks.task import Recipe, Task
+
+_RECIPES = (*BUNDLED, *IMAGES, *TEXT)
+RECIPES = MappingProxyType({recipe.name: recipe for recipe in _RECIPES})
+
+
+def task_names() -> list[str]:
+    """Give the names that `load_task` knows.
+
+    Example:
+        >>> task_names()[:2]
+        ['digits/mlp', 'digits/convnet']
+    """
+    return list(RECIPES)
+
+
+def describe_tasks() -> dict[str, str]:
+    """Give one line about every task, by name.
+
+    Example:
+        >>> describe_tasks()["mnist/lenet5"]
+        'LeNet-5 on MNIST'
+    """
+    return {name: recipe.summary for name, recipe in RECIPES.items()}
+
+
+def recipe_of(name: str) -> Recipe:
+    """Give what is known of a task before its data are read.
+
+    Raises:
+        ValueError: If the name is unknown; the message has the nearest names.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(RECIPES)}."
+        raise ValueError(f"name must be that of a task, got {name!r}; {hint}")
+    return RECIPES[name]
+
+
+def load_task(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    label_noise: LabelNoise | None = None,
+    inner_valid: int | None = None,
+    outer_valid: int | None = None,
+    train_size: int | None = None,
+) -> Task:
+    """Read a task's data and give the task.
+
+    The splits are drawn with a constant seed: every run, whatever its own seed, trains and is judged on the
+    same examples. The held-out splits are class-balanced.
+
+    Args:
+        name: One of `task_names()`.
+        data_dir: Folder that holds the data; None: METASTEP_DATA, or ./data, or ../shared/data.
+        label_noise: Wrong labels in the training split, for classification; None: the task's own, mostly none.
+        inner_valid: Examples (tokens) held out for meta-gradients; None: the task's default.
+        outer_valid: Examples (tokens) held out for tuning and curves; None: the task's default. 0 puts them
+            back into the training split.
+        train_size: Train on the first so many examples (tokens) only; None: on all.
+
+    Raises:
+        ValueError: If the name is unknown, a size is impossible, or label noise is asked of a task without labels.
+        MissingData: If the files are not there; the message says which are expected where.
+
+    Example:
+        >>> load_task("digits/mlp", inner_valid=100).splits
+        {'train': 1100, 'inner_valid': 100, 'outer_valid': 200, 'test': 397}
+    """
+    recipe = recipe_of(name)
+    if label_noise is not None and recipe.kind != "classification":
+        what = "text has no labels" if recipe.kind == "language" else "it predicts numbers and has no labels"
+        raise ValueError(f"label_noise must be None for {name}, got {label_noise}; {what}.")
+    request = Request(
+        inner_valid=recipe.inner_valid if inner_valid is None else inner_valid,
+        outer_valid=recipe.outer_valid if outer_valid is None else outer_valid,
+        train_size=train_size,
+        data_dir=data_dir,
+        label_noise=recipe.label_noise if label_noise is None else label_noise,
+    )
+    return Task(**{**vars(recipe), "label_noise": request.label_noise}, data=recipe.read(request))

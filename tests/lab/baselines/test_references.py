@@ -1,0 +1,140 @@
+"""L4, SPS, Armijo and SASA against their twins: the same trajectory and the same rates, in float64."""
+
+import pytest
+import torch
+from scipy import stats
+from tests.optim.models import batch, flat, loss_of, network
+from tests.oracles import neighbour_twins as twins
+from torch.func import functional_call
+
+from metastep.lab.baselines import L4, SASA, SPS, Armijo
+from metastep.lab.baselines.sasa import half_width
+from metastep.lab.baselines.student_t import t_cumulative, t_quantile
+
+
+def functional_loss(model):
+    """The loss of a step's batch at any flat vector of parameters."""
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def loss_at(theta, step):
+        x, y = batch(step)
+        pieces = theta.split([shape.numel() for shape in shapes])
+        parts = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+        with torch.no_grad():
+            return float((functional_call(model, parts, (x,)) - y).square().mean())
+
+    return loss_at
+
+
+def compare(optimizer, model, twin, steps=25, sent="loss", rel=1e-10):
+    """Both side by side; the twin is sent the loss or the step, and the gradient."""
+    theta, _ = next(twin)
+    rates = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model, step)
+        loss.backward()
+        g = flat(p.grad for p in model.parameters())
+        theta, rate = twin.send((loss.item() if sent == "loss" else step, g))
+        if optimizer.step_style == "plain":
+            optimizer.step()
+        elif optimizer.step_style == "loss":
+            optimizer.step(lambda loss=loss: loss)
+        else:
+            optimizer.step(lambda step=step: loss_of(model, step))
+        rates.append(rate)
+        assert optimizer.applied_rate() == pytest.approx(rate, rel=rel)
+        torch.testing.assert_close(flat(model.parameters()), theta, rtol=rel, atol=1e-12)
+    return rates
+
+
+@pytest.mark.parametrize("direction", ["momentum", "adam"])
+def test_l4_is_its_twin(direction):
+    model = network()
+    twin = twins.l4(flat(model.parameters()), adam=direction == "adam")
+    rates = compare(L4(model.parameters(), direction=direction), model, twin)
+    assert max(rates) > 1.5 * min(rates)
+
+
+@pytest.mark.parametrize("variant", ["smooth_iter", "max", "plain"])
+def test_sps_is_its_twin(variant):
+    model = network()
+    arguments = {"lr": 0.3, "c": 0.7, "f_star": 0.05}
+    twin = twins.sps(flat(model.parameters()), variant, n=5, **arguments)
+    optimizer = SPS(model.parameters(), variant=variant, steps_per_epoch=5, **arguments)
+    rates = compare(optimizer, model, twin)
+    assert len(set(rates)) > 3 or variant == "max"
+
+
+@pytest.mark.parametrize(("lr", "max_trials"), [(1.0, 100), (20.0, 100), (20.0, 3)])
+def test_armijo_is_its_twin(lr, max_trials):
+    model = network()
+    twin = twins.armijo(flat(model.parameters()), functional_loss(model), lr=lr, n=5, max_trials=max_trials)
+    optimizer = Armijo(model.parameters(), lr=lr, steps_per_epoch=5, max_trials=max_trials)
+    rates = compare(optimizer, model, twin, sent="step")
+    if max_trials == 3:
+        assert rates[0] == 1e-6
+    else:
+        assert optimizer.param_groups[0]["trials"] >= 1
+        assert min(rates) < lr
+
+
+@pytest.mark.parametrize("lr", [0.01, 20.0])
+def test_goldstein_is_its_twin(lr):
+    model = network()
+    twin = twins.goldstein(flat(model.parameters()), functional_loss(model), lr=lr, n=5)
+    optimizer = Armijo(model.parameters(), lr=lr, condition="goldstein", steps_per_epoch=5)
+    rates = compare(optimizer, model, twin, sent="step")
+    assert rates[0] > lr if lr < 1 else rates[0] < lr
+
+
+@pytest.mark.parametrize("variance", ["batch_means", "iid"])
+def test_sasa_is_its_twin_over_two_drops(variance):
+    generator = torch.Generator().manual_seed(3)
+    start = 3 * torch.ones(4, dtype=torch.float64)
+    arguments = {"nu": 0.7, "keep": 2}
+    twin = twins.sasa(
+        start.clone(), stats.t.ppf, lr=0.5, decay=0.1, least=40, warmup=50, every=10, iid=variance == "iid", **arguments
+    )
+    theta, _ = next(twin)
+    w = torch.nn.Parameter(start.clone())
+    optimizer = SASA(
+        [w], 0.5, weight_decay=0.1, min_samples=40, warmup=50, test_every=10, variance=variance, **arguments
+    )
+    rates = []
+    for _ in range(1500):
+        w.grad = w.detach() + torch.randn(4, generator=generator, dtype=torch.float64)
+        theta, rate = twin.send((None, w.grad.clone()))
+        rates.append(optimizer.applied_rate())
+        optimizer.step()
+        torch.testing.assert_close(w.detach(), theta, rtol=1e-10, atol=1e-12)
+    # the twin yields the rate of the next step
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert min(rates) < 0.011
+    assert rate == pytest.approx(0.5 / 10 ** optimizer.param_groups[0]["drops"])
+
+
+def test_correlated_samples_widen_the_interval_of_batch_means_and_not_the_independent_one():
+    noise = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    slow = noise.unfold(0, 40, 1).mean(1)[:2500]
+    independent = half_width(slow, 0.05, "iid")
+    for variance in ("batch_means", "overlapping"):
+        assert half_width(slow, 0.05, variance) > 3 * independent
+        assert half_width(noise[:2500], 0.05, variance) == pytest.approx(
+            half_width(noise[:2500], 0.05, "iid"), rel=0.35
+        )
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 5, 30, 1000, 100_000])
+def test_quantiles_of_students_t_are_scipys(freedom):
+    for probability in (0.6, 0.975, 0.9995, 0.02):
+        assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-8)
+    assert t_cumulative(-1.3, freedom) == pytest.approx(stats.t.cdf(-1.3, freedom), rel=1e-8)
+
+
+def test_quantiles_refuse_what_is_no_probability():
+    with pytest.raises(ValueError, match=r"probability must be in \(0, 1\), got 1.0"):
+        t_quantile(1.0, 5)
+    with pytest.raises(ValueError, match="freedom must be >= 1, got 0"):
+        t_quantile(0.9, 0)
