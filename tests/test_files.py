@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metastep.files import sync_folder, write_atomically
+from metastep.files import decode_json, read_json, sync_folder, write_atomically
 
 OLD = b"the last good checkpoint"
 
@@ -112,3 +112,32 @@ def test_the_file_has_the_users_usual_permissions(tmp_path: Path, umask: int, mo
 def test_a_folder_that_cannot_be_opened_is_not_synced(tmp_path: Path) -> None:
     sync_folder(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (b"[" * 100_000, "object"),
+        (b'{"steps": ' + b"[" * 100_000, "int"),
+        (b'{"other": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"steps": ' + b"9" * 400 + b"}", "300 digits"),
+        (b'{"steps": null}', "Expected `int`, got `null` - at `$[...]`"),
+        (b'{"steps": true}', "Expected `int`, got `bool`"),
+        (b'{"steps": 1', "truncated"),
+        (b"\xff", "utf-8"),
+        (b"", "truncated"),
+    ],
+)
+def test_json_that_is_not_what_it_must_be_is_refused_in_one_line_that_names_the_file(
+    document: bytes, said: str, tmp_path: Path
+) -> None:
+    kind = dict[str, object] if b"other" in document else dict[str, int]
+    (tmp_path / "run.json").write_bytes(document)
+    with pytest.raises(ValueError, match=r"run\.json is refused") as error:
+        read_json(tmp_path / "run.json", kind)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_json_is_read_as_the_type_it_must_be() -> None:
+    assert decode_json(b'{"a": [1.5, 2]}', dict[str, list[float]], "x") == {"a": [1.5, 2.0]}
