@@ -143,7 +143,7 @@ def _scores(cells: Sequence[Cell], off: Mapping[tuple[Key, float], Mapping[int, 
 
 
 def _interval(values: Iterable[float | None]) -> Interval | None:
-    from metastep.lab.bench.scores import bootstrap
+    from metastep.lab.report.scores import bootstrap
 
     usable = [value for value in values if value is not None and math.isfinite(value)]
     if not usable:
@@ -167,7 +167,7 @@ def _costs(groups: Mapping[Key, Sequence[Cell]], budget: int, remarks: list[str]
 
 
 def _profiles(costs: Mapping[str, Mapping[str, float]], budget: int) -> list[Profile]:
-    from metastep.lab.bench.scores import performance_profile, profile_areas
+    from metastep.lab.report.scores import performance_profile, profile_areas
 
     shares, areas = performance_profile(costs, _RATIOS), profile_areas(costs, _RATIOS[-1])
     return [
@@ -179,7 +179,7 @@ def _profiles(costs: Mapping[str, Mapping[str, float]], budget: int) -> list[Pro
 def _ranks(
     costs: Mapping[str, Mapping[str, float]], budget: int, remarks: list[str]
 ) -> dict[tuple[str, int], Interval]:
-    from metastep.lab.bench.scores import rank
+    from metastep.lab.report.scores import rank
 
     if len(costs) < 3 or len(next(iter(costs.values()))) < 2:
         return {}

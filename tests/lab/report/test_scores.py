@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from metastep.lab.bench.scores import (
+from metastep.lab.report.scores import (
     _holm,
     bootstrap,
     overhead,
