@@ -3,7 +3,10 @@
 import email
 import importlib.metadata
 import json
+import os
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,7 +17,7 @@ from packaging.requirements import Requirement
 import metastep as ms
 
 ROOT = Path(__file__).parents[2]
-CORE = {"torch", "numpy", "safetensors", "typer", "rich"}
+CORE = {"torch", "numpy", "safetensors", "msgspec", "filelock", "typer", "rich"}
 #: What may be heavy, slow or missing; none of it is imported by ``import metastep``.
 HEAVY = [
     "matplotlib", "plotly", "sklearn", "scipy", "pyarrow", "cv2", "tensorboard", "optuna", "ray", "lightning",
@@ -164,6 +167,60 @@ def test_the_first_block_of_the_readme_runs(new_user: dict) -> None:
 
 def test_shipped_schedules_and_optimizers_work_with_the_core_alone(new_user: dict) -> None:
     assert new_user["losses"][-1] < new_user["losses"][0]
+
+
+#: Everything a user of the library does, without the laboratory and the command line.
+LIBRARY_ALONE = """
+import importlib, pkgutil
+import torch
+import metastep as ms
+assert "site-packages" not in ms.__file__ and not importlib.util.find_spec("metastep.lab"), ms.__file__
+torch.manual_seed(0)
+for name in ms.__all__: getattr(ms, name)
+for module in pkgutil.walk_packages(ms.__path__, "metastep."):
+    if not module.name.startswith(("metastep.integrations.", "metastep.__main__")):
+        importlib.import_module(module.name)
+x, y = torch.randn(64, 8), torch.randint(3, (64,))
+loss_of = lambda: torch.nn.functional.cross_entropy(model(x), y)
+losses = []
+for kind in ("pretrained", "meta", "hyper"):
+    model = torch.nn.Linear(8, 3)
+    if kind == "hyper":
+        optimizer = ms.HyperAdam(model.parameters(), lr=0.01, levels=("global", "layer"), compiled=False)
+    elif kind == "meta":
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        lr = ms.LearnedLR(base, ms.MLRSNet(), num_classes=3)
+        optimizer = ms.MetaLearner(lr, validation_loss=loss_of, every=2)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        lr = ms.LearnedLR(optimizer, total_steps=20)
+    first = loss_of().item()
+    for _ in range(20):
+        loss = loss_of()
+        model.zero_grad()
+        loss.backward()
+        if kind != "hyper":
+            lr.observe(loss)
+        optimizer.step()
+    assert loss_of().item() < first, kind
+    if kind == "meta":
+        ms.save_schedule(lr.schedule, "mine.safetensors")
+        ms.load_schedule("mine.safetensors")
+print("done")
+"""
+
+
+def test_the_library_imports_and_works_without_the_laboratory(built, tmp_path: Path) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        names = [n for n in wheel.namelist() if not n.startswith(("metastep/lab/", "metastep/cli/"))]
+        wheel.extractall(tmp_path / "library", members=names)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LIBRARY_ALONE],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "library"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
 
 
 def test_this_environment_is_the_one_that_is_pinned() -> None:
