@@ -96,7 +96,7 @@ def test_floats_of_the_host_are_sent_from_the_device(monkeypatch: pytest.MonkeyP
     assert everyones.is_cuda
     assert everyones.tolist() == [1.0, 2.0]
     shared = [torch.ones(2), torch.ones(1, dtype=torch.float64), torch.ones(3, device="cuda")]
-    collectives.share_from_first(shared)
+    collectives.broadcast_tensors(shared)
     assert [tensor.tolist() for tensor in shared] == [[1.0] * 2, [1.0], [1.0] * 3]
     assert [tensor.is_cuda for tensor in shared] == [False, False, True]
 

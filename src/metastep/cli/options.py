@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from metastep.lab.bench.torchrun import is_first_process, restarted, under_torchrun
+from metastep.lab.bench.torchrun import is_rank_zero, restarted, under_torchrun
 
 TaskName = Annotated[
     str | None, typer.Argument(help="A task, such as digits/mlp; see `metastep list`.", metavar="TASK")
@@ -169,7 +169,7 @@ def new_folder(out: Path | None, what: str) -> Path:
     if under_torchrun():
         if out is None:
             raise ValueError("out must be given under torchrun; every process, and every restart, looks there.")
-        if restarted() or not is_first_process():
+        if restarted() or not is_rank_zero():
             return out
     if out is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

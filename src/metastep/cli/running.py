@@ -18,17 +18,17 @@ def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str
     """Run a new configuration in a folder, or go on with the run in it."""
     from metastep.lab.bench.records import read_record
     from metastep.lab.bench.run import Run, read_config
-    from metastep.lab.bench.torchrun import is_first_process, met
+    from metastep.lab.bench.torchrun import is_rank_zero, process_group
     from metastep.lab.runtime.stop_signals import StopSignal
 
     resume = o.resume_command(command, folder)
     record = None
     if config is None:
         config, record = read_config(folder), read_record(folder)
-    first = is_first_process()
+    first = is_rank_zero()
     if record is None:
         with (
-            met(config.device),
+            process_group(config.device),
             run_bar(folder.name, quiet=json or not first) as watch,
             StopSignal(stop_notice if first else None) as stop,
         ):

@@ -1,4 +1,4 @@
-"""Where ranks agree: the only file that speaks ``torch.distributed``.
+"""All-reduce, broadcast and sharding: the only file that speaks ``torch.distributed``.
 
 Ranks exchange a handful of floats, packed into one message; never a gradient. Without a process group, or in one of a
 single rank, nothing is sent and tensors come back as they are.
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-#: Ranks that agree: those of a process group, all (None), or this one alone (False).
+#: Ranks that take part: those of a process group, all (None), or this one alone (False).
 Ranks: TypeAlias = "dist.ProcessGroup | bool | None"
 
 
-# ---- who is there
+# ---- ranks
 
 
 def check_ranks(name: str, ranks: object) -> None:
@@ -39,7 +39,7 @@ def check_ranks(name: str, ranks: object) -> None:
 
 
 def rank_count(ranks: Ranks = None) -> int:
-    """How many ranks agree; 1 without a process group."""
+    """The number of ranks that take part; 1 without a process group."""
     if ranks is False or not dist.is_available() or not dist.is_initialized():
         return 1
     return dist.get_world_size(_group(ranks))
@@ -50,7 +50,7 @@ def _group(ranks: Ranks) -> dist.ProcessGroup | None:
     return ranks
 
 
-# ---- one message
+# ---- all-reduce and broadcast
 
 
 def mean_over_ranks(values: Tensor, ranks: Ranks = None, device: torch.device | None = None) -> Tensor:
@@ -79,8 +79,8 @@ def sum_over_ranks(values: Tensor, ranks: Ranks = None, device: torch.device | N
     return message
 
 
-def share_from_first(tensors: Sequence[Tensor], ranks: Ranks = None) -> None:
-    """Give every rank the first rank's values of these tensors, in place, in one message for each dtype and device."""
+def broadcast_tensors(tensors: Sequence[Tensor], ranks: Ranks = None) -> None:
+    """Broadcast rank 0's values of these tensors, in place, in one message for each dtype and device."""
     if rank_count(ranks) == 1:
         return
     group = _group(ranks)
@@ -183,66 +183,66 @@ def is_flattened(tensor: Tensor) -> bool:
     return bool(getattr(tensor, "_fsdp_flattened", False))
 
 
-# ---- gradients that are not to be sent
+# ---- DistributedDataParallel
 
 
-class QuietReplicas:
-    """Keeps DistributedDataParallel modules from sending anything, gradients and buffers, until it is closed."""
+class NoSync:
+    """Turns off the synchronisation (gradients, buffers) of DistributedDataParallel modules until it is restored."""
 
     def __init__(self) -> None:
         self._before: dict[Any, tuple[bool, bool]] = {}
 
-    def hush(self, module: nn.Module) -> None:
-        """Keep this module quiet, if it is one of them; call it before its forward pass."""
+    def disable_sync(self, module: nn.Module) -> None:
+        """Turn it off for this module, if it is one of them; call it before its forward pass."""
         if isinstance(module, nn.parallel.DistributedDataParallel) and module not in self._before:
             self._before[module] = (module.require_backward_grad_sync, module.require_forward_param_sync)
             module.require_backward_grad_sync = module.require_forward_param_sync = False
 
-    def close(self) -> None:
-        """Let all of them send again."""
+    def restore(self) -> None:
+        """Put all of them back as they were."""
         for module, (gradients, buffers) in self._before.items():
             module.require_backward_grad_sync, module.require_forward_param_sync = gradients, buffers
         self._before.clear()
 
 
 def replicated(model: nn.Module) -> nn.Module:
-    """The model under DistributedDataParallel; as it is where there is nobody else."""
+    """The model under DistributedDataParallel; with one rank, the model as it is."""
     return nn.parallel.DistributedDataParallel(model) if rank_count() > 1 else model
 
 
-def without_replicas(model: nn.Module) -> nn.Module:
+def unreplicated(model: nn.Module) -> nn.Module:
     """The model that :func:`replicated` was given."""
     found: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return found
 
 
-# ---- a program on several ranks
+# ---- process group and objects
 
 
-def join(backend: str, attempt: str) -> None:
-    """Meet the other processes that torchrun started.
+def init_process_group(backend: str, attempt: str) -> None:
+    """Initialise the default process group from the environment that torchrun sets.
 
     Args:
         backend: "gloo", or "cpu:gloo,cuda:nccl" for a program on CUDA devices.
-        attempt: how often torchrun has started them, so that nobody meets a process of an earlier attempt.
+        attempt: how often torchrun has started them, so that ranks of different attempts do not connect.
     """
     store, rank, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     own = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=own, rank=rank, world_size=count)
 
 
-def leave() -> None:
-    """Part from the other processes."""
+def destroy_process_group() -> None:
+    """Destroy the default process group."""
     dist.destroy_process_group()
 
 
-def rank_here() -> int:
+def current_rank() -> int:
     """The number of this rank, 0 without a process group."""
     return dist.get_rank() if rank_count() > 1 else 0
 
 
-def from_first(value: Any) -> Any:
-    """The first rank's value, on all ranks: anything that can be pickled."""
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on all ranks: anything that can be pickled."""
     if rank_count() == 1:
         return value
     values = [value]
@@ -250,16 +250,16 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-def gathered(value: Any) -> list[Any]:
-    """The values of all ranks, in order, on the first; elsewhere nothing."""
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all ranks, in order, on rank 0; an empty list elsewhere."""
     if rank_count() == 1:
         return [value]
-    values = [None] * rank_count() if rank_here() == 0 else None
+    values = [None] * rank_count() if current_rank() == 0 else None
     dist.gather_object(value, values)
     return values or []
 
 
-def wait_for_all() -> None:
-    """Go on when all ranks have come here."""
+def barrier() -> None:
+    """Wait until all ranks have reached this call."""
     if rank_count() > 1:
         dist.barrier()

@@ -1,4 +1,4 @@
-"""Leave no trace: buffers, random-number streams and gradients as they were before a look-ahead."""
+"""Isolation of a look-ahead: buffers, random-number streams and gradients are afterwards as they were before."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from metastep.core.distributed import QuietReplicas
+from metastep.core.distributed import NoSync
 
 
 @contextmanager
-def visited(visit: Callable[[nn.Module], None]) -> Iterator[None]:
+def visiting_modules(visit: Callable[[nn.Module], None]) -> Iterator[None]:
     """Within, every module that runs, and every part of it, is visited once before it does.
 
     The modules are found by a global forward pre-hook, so no handle of the model is needed, and networks that a loss
@@ -38,7 +38,7 @@ def visited(visit: Callable[[nn.Module], None]) -> Iterator[None]:
 
 
 @contextmanager
-def protected_buffers(model: nn.Module | None = None) -> Iterator[None]:
+def isolated_buffers(model: nn.Module | None = None) -> Iterator[None]:
     """Within, every module that runs finds its buffers back afterwards (batch norm's running statistics and count).
 
     A buffer that is replaced by another tensor comes back as the tensor that it was.
@@ -57,7 +57,7 @@ def protected_buffers(model: nn.Module | None = None) -> Iterator[None]:
     for part in [] if model is None else model.modules():
         save(part)
     try:
-        with visited(save) if model is None else nullcontext():
+        with visiting_modules(save) if model is None else nullcontext():
             yield
     finally:
         with torch.no_grad():
@@ -68,7 +68,7 @@ def protected_buffers(model: nn.Module | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def protected_rng(tensors: Iterable[Tensor]) -> Iterator[None]:
+def isolated_rng(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Within, random numbers may be drawn; torch's streams on the CPU and the tensors' devices stand still."""
     devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
     kinds = {device.type for device in devices}
@@ -82,7 +82,7 @@ def protected_rng(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def set_aside_gradients(parameters: Iterable[nn.Parameter], *, keep: bool = True) -> Iterator[None]:
+def isolated_gradients(parameters: Iterable[nn.Parameter], *, keep: bool = True) -> Iterator[None]:
     """Within, ``grad`` of the parameters is free to use and nobody else's hook sees it; afterwards all is as it was.
 
     With ``keep=False`` the gradients are let go at once and are None afterwards, except those left over on parameters
@@ -103,18 +103,18 @@ def set_aside_gradients(parameters: Iterable[nn.Parameter], *, keep: bool = True
 
 
 @contextmanager
-def quiet_replicas() -> Iterator[None]:
+def no_sync() -> Iterator[None]:
     """Within, a DistributedDataParallel model that runs sends neither gradients nor buffers, as in its ``no_sync``."""
-    quiet = QuietReplicas()
+    replicas = NoSync()
     try:
-        with visited(quiet.hush):
+        with visiting_modules(replicas.disable_sync):
             yield
     finally:
-        quiet.close()
+        replicas.restore()
 
 
 @contextmanager
-def set_aside_gradients_elsewhere(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def isolated_other_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Within, gradients of other parameters of the modules that run are free to use; afterwards all is as it was."""
     known = {id(parameter) for parameter in parameters}
     kept: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -127,7 +127,7 @@ def set_aside_gradients_elsewhere(parameters: Iterable[nn.Parameter]) -> Iterato
                 parameter.grad = None
 
     try:
-        with visited(save):
+        with visiting_modules(save):
             yield
     finally:
         for parameter, gradient in kept:
@@ -135,18 +135,18 @@ def set_aside_gradients_elsewhere(parameters: Iterable[nn.Parameter]) -> Iterato
 
 
 #: The states of torch's random-number streams: the CPU's, and those of devices.
-Streams = tuple[Tensor, dict[torch.device, Tensor]]
+RngStates = tuple[Tensor, dict[torch.device, Tensor]]
 
 
-def streams_of(tensors: Iterable[Tensor]) -> Streams:
+def rng_states(tensors: Iterable[Tensor]) -> RngStates:
     """The states of torch's streams on the CPU and the tensors' devices, as they are now."""
     devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
     on_devices = {device: torch.get_device_module(device).get_rng_state(device) for device in devices}
     return torch.random.get_rng_state(), on_devices
 
 
-def replay(streams: Streams) -> None:
-    """Put the streams back to these states; within :func:`protected_rng` nobody outside notices."""
+def set_rng_states(streams: RngStates) -> None:
+    """Put the streams back to these states; within :func:`isolated_rng` nobody outside notices."""
     on_cpu, on_devices = streams
     torch.random.set_rng_state(on_cpu)
     for device, state in on_devices.items():

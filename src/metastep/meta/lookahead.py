@@ -17,11 +17,11 @@ from metastep.core.distributed import (
 )
 from metastep.core.inner import inner_product
 from metastep.core.isolation import (
-    protected_buffers,
-    protected_rng,
-    quiet_replicas,
-    set_aside_gradients,
-    set_aside_gradients_elsewhere,
+    isolated_buffers,
+    isolated_gradients,
+    isolated_other_gradients,
+    isolated_rng,
+    no_sync,
 )
 
 
@@ -114,14 +114,14 @@ def validation_slopes(
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(set_aside_gradients(parameters, keep=keep_gradients))
-        stack.enter_context(protected_rng(parameters))
-        stack.enter_context(protected_buffers())
-        stack.enter_context(quiet_replicas())
+        stack.enter_context(isolated_gradients(parameters, keep=keep_gradients))
+        stack.enter_context(isolated_rng(parameters))
+        stack.enter_context(isolated_buffers())
+        stack.enter_context(no_sync())
         inputs = [parameter for parameter in parameters if parameter.requires_grad]
         whole = not any(map(is_sharded, parameters))
         if not whole:
-            stack.enter_context(set_aside_gradients_elsewhere(parameters))
+            stack.enter_context(isolated_other_gradients(parameters))
         # a compiled model would be traced again with the hook that protects its buffers
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         with torch.enable_grad():

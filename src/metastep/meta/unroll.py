@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metastep.core.distributed import local
 from metastep.core.inner import inner_product
-from metastep.core.isolation import Streams, protected_buffers, protected_rng, replay, streams_of
+from metastep.core.isolation import RngStates, isolated_buffers, isolated_rng, rng_states, set_rng_states
 from metastep.meta.adjoint import StepInput, record_input, step_vjp
 from metastep.meta.lookahead import check_validation_loss, copy_parameters, validation_slopes
 from metastep.schedules import LearnedLR
@@ -21,7 +21,7 @@ class _Taken:
 
     displacement: list[Tensor]
     closure: Callable[[], Tensor] | None
-    rng: Streams | None
+    rng: RngStates | None
     inputs: StepInput | None
 
 
@@ -70,7 +70,7 @@ class Window:
         """Call it before the forward pass of each step; with a closure its random numbers can be drawn again."""
         self._closure, self._rng = closure, None
         if closure is not None:
-            self._rng = streams_of(self.parameters)
+            self._rng = rng_states(self.parameters)
 
     def step(self) -> None:
         """Query the schedule with a graph and take the step at its rate."""
@@ -102,7 +102,7 @@ class Window:
         slopes: list[Tensor] = []
         state_adjoint: list[dict[str, Tensor]] = [{} for _ in self.parameters]
         end = copy_parameters(self.parameters)
-        with protected_rng(self.parameters), protected_buffers():
+        with isolated_rng(self.parameters), isolated_buffers():
             for taken in reversed(self._taken):
                 slopes.append(inner_product(adjoint, taken.displacement))
                 adjoint, state_adjoint = self._back(taken, adjoint, state_adjoint)
@@ -110,7 +110,7 @@ class Window:
         return loss, torch.stack(slopes[::-1])
 
     def _validation_gradient(self, validation_loss: Callable[[], Tensor]) -> tuple[float, list[Tensor]]:
-        with protected_rng(self.parameters), protected_buffers(), torch.enable_grad():
+        with isolated_rng(self.parameters), isolated_buffers(), torch.enable_grad():
             loss = validation_loss()
             check_validation_loss(loss)
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
@@ -126,7 +126,7 @@ class Window:
         assert taken.rng is not None
         through, gradient_adjoint, state_adjoint = step_vjp(taken.inputs, adjoint, state_adjoint)
         _restore(self.parameters, taken.inputs.start)
-        replay(taken.rng)
+        set_rng_states(taken.rng)
         with torch.enable_grad():
             loss = taken.closure()
             gradient = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)

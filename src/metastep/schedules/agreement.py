@@ -4,10 +4,10 @@ import torch
 
 from metastep.core.distributed import (
     Ranks,
+    broadcast_tensors,
     check_ranks,
     mean_over_ranks,
     rank_count,
-    share_from_first,
     sum_over_ranks,
 )
 from metastep.schedules.base import Schedule
@@ -43,7 +43,7 @@ class Agreement:
         if not schedule.reads_loss or self.ranks == 1:
             return
         if not self.started:
-            share_from_first([*schedule.parameters(), *schedule.buffers()], self.process_group)
+            broadcast_tensors([*schedule.parameters(), *schedule.buffers()], self.process_group)
             schedule.weights_changed()
             scale.share(self._from_first)
             (window.last,) = self._from_first([window.last])
@@ -58,5 +58,5 @@ class Agreement:
 
     def _from_first(self, numbers: list[float]) -> list[float]:
         shared = torch.tensor(numbers, dtype=torch.float64)
-        share_from_first([shared], self.process_group)
+        broadcast_tensors([shared], self.process_group)
         return [float(number) for number in shared]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metastep.core.distributed import is_sharded, local
-from metastep.core.isolation import protected_rng
+from metastep.core.isolation import isolated_rng
 
 #: The probe moves its tensors by about this share of their size, so that rounding does not hide the displacement.
 _PROBE = 0.25
@@ -37,7 +37,7 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
     name = type(optimizer).__name__
     chosen = _smallest_of_each_kind(optimizer)
     before = [local(parameter.detach()).clone() for parameter in chosen]
-    with protected_rng(chosen):
+    with isolated_rng(chosen):
         unit, _ = _trial(optimizer, chosen, 1.0)
         step = _largest([after - start for after, start in zip(unit, before, strict=True)])
         if not 0 < step < math.inf:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metastep.core.inner import inner_product
-from metastep.core.isolation import Streams, protected_buffers, protected_rng, replay, streams_of
+from metastep.core.isolation import RngStates, isolated_buffers, isolated_rng, rng_states, set_rng_states
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
     PacedOptimizer,
@@ -83,7 +83,7 @@ class Armijo(PacedOptimizer):
 
     # a copy or a pickle is without them
     _model: nn.Module | None = None
-    _streams: Streams | None = None
+    _streams: RngStates | None = None
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Armijo(PacedOptimizer):
 
     def begin(self) -> None:
         """Call it before the forward pass of the gradients: the trials then draw the random numbers that it draws."""
-        self._streams = streams_of(p for group in self.param_groups for p in group["params"])
+        self._streams = rng_states(p for group in self.param_groups for p in group["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -142,9 +142,9 @@ class Armijo(PacedOptimizer):
         streams, self._streams = self._streams, None
 
         def loss_here() -> Any:
-            with protected_rng(parameters), protected_buffers(self._model):
+            with isolated_rng(parameters), isolated_buffers(self._model):
                 if streams is not None:
-                    replay(streams)
+                    set_rng_states(streams)
                 return evaluated("closure", no_grad(closure), "the loss of the step's batch")
 
         loss = loss_here()  # a LearnedLR writes the rate while this runs

@@ -12,16 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metastep.core.distributed import from_first, rank_count, rank_here, wait_for_all
+from metastep.core.distributed import barrier, broadcast_object, current_rank, rank_count
 from metastep.files import write_atomically
 from metastep.lab.bench.config import RunConfig
 from metastep.lab.bench.curves import CurveLog, SilentLog
 from metastep.lab.bench.open_entry import OpenEntry
 from metastep.lab.bench.protocols import load_run_task
+from metastep.lab.bench.ranks import any_rank, gather_rank_states, mean_of_ranks, rank_zero_decides, with_rank_state
 from metastep.lab.bench.rates import applied_rate, layer_rates, layers_every
 from metastep.lab.bench.records import make_record, read_record, write_record
 from metastep.lab.bench.schedules import is_from_files
-from metastep.lab.bench.team import any_process, as_the_first, mean_of_all, own_parts, with_own_part
 from metastep.lab.bench.trainers import make_trainer
 from metastep.lab.runtime.checkpoints import CheckpointFile
 from metastep.lab.runtime.locks import FolderLock
@@ -86,7 +86,7 @@ class Run:
         self._one_should_stop = should_stop
         self._on_progress, self._on_note = on_progress, on_note
         self._tensorboard = tensorboard
-        self._writes = rank_here() == 0
+        self._writes = current_rank() == 0
         self._valid: dict[str, float] = {}
         self._train_seconds, self._eval_seconds = 0.0, 0.0
         self._open = OpenEntry()
@@ -115,9 +115,9 @@ class Run:
             FolderInUse: if another process is at it.
             OSError: if something cannot be written; the last good checkpoint is kept.
         """
-        wait_for_all()  # until they have looked into the folder
+        barrier()  # until they have looked into the folder
         with FolderLock(self.folder) if self._writes else nullcontext():
-            record: dict[str, Any] | None = from_first(read_record(self.folder) if self._writes else None)
+            record: dict[str, Any] | None = broadcast_object(read_record(self.folder) if self._writes else None)
             if record is not None:
                 self.status = record["status"]
                 return record
@@ -144,7 +144,7 @@ class Run:
         return CurveLog(self.folder, after=self.trainer.steps, tensorboard=self._tensorboard)
 
     def _should_stop(self) -> bool:
-        return any_process(self._one_should_stop())
+        return any_rank(self._one_should_stop())
 
     def _stretch(self, log: CurveLog) -> None:
         """Train to the next step at which something is due: an entry, a look, a snapshot, a checkpoint."""
@@ -152,7 +152,7 @@ class Run:
         until = self._next_event()
         started = time.perf_counter()
         self._open.add(self._advance(until))  # waits for the device: the clock is honest
-        loss_sum = mean_of_all(self._open.total)
+        loss_sum = mean_of_ranks(self._open.total)
         self._train_seconds += time.perf_counter() - started
         if trainer.steps < until:
             return
@@ -180,7 +180,7 @@ class Run:
             )
         if self._writes and step in self._snapshots():
             save_schedule(trainer.lr.schedule, self._snapshot(step))
-        if as_the_first(self._checkpoint_due) and step < config.total_steps:
+        if rank_zero_decides(self._checkpoint_due) and step < config.total_steps:
             self._save(log)
 
     def _advance(self, until: int) -> list[Tensor]:
@@ -228,7 +228,7 @@ class Run:
                     test = self.task.evaluate(self.trainer.network, "test", device=self.config.device)
             self._eval_seconds += time.perf_counter() - started
         if not self._writes:
-            return dict(from_first(None))
+            return dict(broadcast_object(None))
         record = make_record(
             self.config,
             self.task,
@@ -243,7 +243,7 @@ class Run:
         )
         if self.status != "stopped":
             write_record(record, self.folder / "record.json")
-        return dict(from_first(record))
+        return dict(broadcast_object(record))
 
     # ---- what is kept
 
@@ -264,7 +264,7 @@ class Run:
         state, note = self._checkpoint.load()
         if note is not None:
             (self._on_note or _LOG.warning)(note)
-        self.trainer.load_state_dict(with_own_part(state["trainer"], state.get("processes", [{}])))
+        self.trainer.load_state_dict(with_rank_state(state["trainer"], state.get("processes", [{}])))
         self._train_seconds, self._eval_seconds = state["train_seconds"], state["eval_seconds"]
         self._valid = state["valid"]
         self._open = OpenEntry(*state.get("open_entry", ()))
@@ -273,10 +273,10 @@ class Run:
     def _save(self, log: CurveLog) -> None:
         """Write a checkpoint, after the curves that belong to it."""
         started = time.monotonic()
-        trainer, loss_sum = self.trainer.state_dict(), mean_of_all(self._open.total)
+        trainer, loss_sum = self.trainer.state_dict(), mean_of_ranks(self._open.total)
         state = {
             "trainer": trainer,
-            "processes": own_parts(trainer),
+            "processes": gather_rank_states(trainer),
             "train_seconds": self._train_seconds,
             "eval_seconds": self._eval_seconds,
             "valid": self._valid,

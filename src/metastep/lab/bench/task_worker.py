@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metastep.lab.bench.open_entry import OpenEntry
 from metastep.lab.bench.protocols import load_run_task
+from metastep.lab.bench.ranks import on_cpu
 from metastep.lab.bench.rates import applied_rate
 from metastep.lab.bench.task_messages import (
     Arrived,
@@ -23,7 +24,6 @@ from metastep.lab.bench.task_messages import (
     Ready,
     Saved,
 )
-from metastep.lab.bench.team import on_cpu
 from metastep.lab.bench.trainers import make_trainer
 from metastep.meta.averaging import HandsOver, Lesson, learned_weights, set_weights
 

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: which one this is, and how they meet."""
+"""What a process knows of the torchrun that started it, and the process group of its ranks."""
 
 import os
 from collections.abc import Iterator
@@ -15,26 +15,27 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def is_first_process() -> bool:
-    """True in the process that writes; asked before the processes have met as well."""
+def is_rank_zero() -> bool:
+    """True on rank 0, which writes; can be asked before the process group is initialised."""
     return os.environ.get("RANK", "0") == "0" if under_torchrun() else True
 
 
 @contextmanager
-def met(device: str) -> Iterator[None]:
-    """Within, the processes of torchrun are one run, each with the device of its place on the machine."""
+def process_group(device: str) -> Iterator[None]:
+    """Within, the processes of torchrun form one process group, each with the device of its local rank."""
     if not under_torchrun() or os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
     import torch
 
-    from metastep.core.distributed import join, leave
+    from metastep.core.distributed import destroy_process_group, init_process_group
 
     on_cuda = device == "cuda" and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    join("cpu:gloo,cuda:nccl" if on_cuda else "gloo", f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}")
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", f"attempt-{attempt}")
     try:
         yield
     finally:
-        leave()
+        destroy_process_group()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.core.distributed import without_replicas
+from metastep.core.distributed import unreplicated
 from metastep.lab.bench.step_styles import Losses, step_of, step_style, wants_gradients
 from metastep.meta.learner import MetaLearner
 from metastep.schedules import LearnedLR
@@ -120,7 +120,7 @@ class Trainer:
     @property
     def network(self) -> nn.Module:
         """The model itself, whether it is under DDP or not."""
-        return without_replicas(self.model)
+        return unreplicated(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, schedule, meta-optimizer, data order and random streams."""

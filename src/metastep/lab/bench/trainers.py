@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from metastep.core.distributed import rank_here, replicated
+from metastep.core.distributed import current_rank, replicated
 from metastep.lab.bench.config import RunConfig
 from metastep.lab.bench.optimizers import make_optimizer
+from metastep.lab.bench.ranks import Rows, rows_here
 from metastep.lab.bench.recalibration import recalibration
 from metastep.lab.bench.schedules import make_schedule, scaled_by
 from metastep.lab.bench.second_derivatives import twice_differentiable
 from metastep.lab.bench.step_styles import step_style
-from metastep.lab.bench.team import Rows, rows_here
 from metastep.lab.bench.trainer import Stream, Trainer
 from metastep.lab.tasks import Task
 from metastep.lab.tasks.batches import Batch
@@ -68,8 +68,8 @@ def make_trainer(config: RunConfig, task: Task, *, schedule_file: Path | None = 
     size, device = config.batch_size, config.device
     batches = rows_here(task.batches("train", batch_size=size, seed=config.seed, device=device))
     loss = _weighted(task, batches)
-    if rank_here() > 0:  # dropout of its own
-        torch.manual_seed(config.seed + _SEED_STRIDE * rank_here())
+    if current_rank() > 0:  # dropout of its own
+        torch.manual_seed(config.seed + _SEED_STRIDE * current_rank())
     return Trainer(
         model=replicas,
         optimizer=optimizer,
