@@ -62,8 +62,10 @@ PLAIN: tuple[Edit, ...] = (flipped, truncated, garbage, overwritten, spliced, ex
 
 #: JSON that stands where something else is expected; a raw text may be JSON that Python's writer would never write.
 STRANGE_JSON = (
-    "null", "true", "false", "0", "-1", "5", "1e999", "-1e-400", "NaN", "Infinity", '""', '"x"', '"\\u0000"', "[]", "{}",
-    "9" * 400, "1" + "0" * 18, "1" + "0" * 10, "100000", "0.5", "[" * 100_000 + "]" * 100_000, '{"a":' * 50_000, "[null]",
+    "null", "true", "false", "0", "-1", "5", "1e999", "-1e-400", "NaN", "Infinity", '""',
+    '"x"', '"\\u0000"', "[]", "{}",
+    "9" * 400, "1" + "0" * 18, "1" + "0" * 10, "100000", "0.5", "[" * 100_000 + "]" * 100_000, '{"a":' * 50_000,
+    "[null]",
     '["a", 1]', '{"x": null}', '"' + "y" * 5000 + '"', "[[[[0]]]]", "-0.0", "1.5",
 )  # fmt: skip
 
