@@ -1,0 +1,366 @@
+"""A folder in which work can be stopped and resumed: one process at a time, whole files, a checkpoint, a log.
+
+Used by everything that takes long: a run, a comparison, an experiment, a search, a training of schedules. Files are
+replaced as a whole, so a kill, a full disk or a power cut leaves the old or the new one, and what a killed process left
+behind half written is removed when the next one begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
+
+import msgspec
+import torch
+from filelock import FileLock, Timeout
+
+from metastep.files import decode_json, sync_folder, write_atomically
+
+T = TypeVar("T")
+#: What a killed process leaves behind, half written.
+_LEFT_BEHIND = (".*.part", "snapshots/.*.part", ".checkpoint.pt.complete")
+#: What checkpoints began with until 0.2: this line, a SHA-256 digest, and then what ``torch.save`` wrote.
+_OLD_HEADER = b"metastep checkpoint 1\n"
+_OLD_DIGEST = hashlib.sha256().digest_size
+#: What torch's reader raises for bytes that are no pickle: a right checksum does not make them one.
+_GARBLED = (EOFError, LookupError, TypeError, ValueError, AttributeError, AssertionError, MemoryError, struct.error)
+
+
+class FolderInUse(OSError):
+    """Another process works in the folder."""
+
+
+class FolderGone(OSError):
+    """The folder was deleted or renamed while its process was at work."""
+
+
+class CheckpointError(ValueError):
+    """No readable checkpoint: which files were tried and what was wrong with each."""
+
+
+class Folder:
+    """Within ``with``, the folder belongs to this process; the kernel lets go of it however the process ends.
+
+    Args:
+        path: made on entering, if needed.
+
+    Raises:
+        FolderInUse: on entering, if another holder is alive.
+
+    Example:
+        >>> with Folder(tmp_path / "run") as folder:
+        ...     folder.write("settings.json", "{}")
+        ...     folder.save({"step": 3})
+        >>> Folder(tmp_path / "run").checkpoint.load()
+        ({'step': 3}, None)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = CheckpointFile(path / "checkpoint.pt")
+        self._lock: FileLock | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        place = self.path / ".lock"
+        lock = FileLock(place, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise FolderInUse(f"{self.path} is in use by {_holder(place)}; wait for it, or stop it first.") from None
+        except (OSError, NotImplementedError):  # this file system has no locks
+            pass
+        else:
+            self._lock = lock
+            with suppress(OSError):  # where a locked file cannot be written
+                place.write_text(str(os.getpid()))
+        self._identity = _identity(self.path)
+        for left in (found for pattern in _LEFT_BEHIND for found in self.path.glob(pattern)):
+            left.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = self._identity = None
+
+    def check(self) -> None:
+        """Make sure that this is still the folder that was entered.
+
+        Raises:
+            FolderGone: if it was deleted, or renamed.
+        """
+        if self._identity is not None and _identity(self.path) != self._identity:
+            raise FolderGone(
+                f"{self.path} was deleted or renamed while work was going on in it; what was saved before is where the "
+                "folder is now. Give it its name back and resume, or begin again in a new folder."
+            )
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Replace a file of the folder as a whole.
+
+        Raises:
+            FolderGone: if the folder was deleted or renamed.
+            OSError: if it cannot be written; the file is then as it was.
+        """
+        self.check()
+        write_atomically(self.path / name, data)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint; see :meth:`CheckpointFile.save`.
+
+        Raises:
+            FolderGone: if the folder was deleted or renamed.
+            OSError: if it cannot be written; the checkpoints are then as they were.
+        """
+        self.check()
+        self.checkpoint.save(state)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _holder(lock: Path) -> str:
+    try:
+        process = lock.read_text().strip()
+    except (OSError, ValueError):
+        process = ""
+    return f"process {process}" if process.isdigit() else "another process"
+
+
+class CheckpointFile:
+    """Saves and loads nested dicts, lists and tuples of tensors and plain values.
+
+    The file is what ``torch.save`` writes, and ``torch.load(path, weights_only=True)`` opens it. Its SHA-256 checksum
+    lies beside it, as ``sha256sum`` writes it. Saving keeps the checkpoint before under the name ``previous``: a kill,
+    a full disk or a broken file costs one interval, never the run.
+
+    Args:
+        path: the file.
+
+    Example:
+        >>> file = CheckpointFile(tmp_path / "checkpoint.pt")
+        >>> file.save({"steps": 1})
+        >>> file.save({"steps": 2})
+        >>> file.load()
+        ({'steps': 2}, None)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+
+    def exists(self) -> bool:
+        """True if there is something to load."""
+        return self.path.exists() or self.previous.exists()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state; the checkpoint that was there becomes ``previous``.
+
+        Raises:
+            OSError: if the disk is full or the folder cannot be written; both older files are then as they were.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getvalue()
+        complete = self.path.with_name(f".{self.path.name}.complete.part")
+        write_atomically(complete, payload)
+        if self.path.exists():
+            _duplicate(self.path, self.previous)
+            if _beside(self.path).exists():
+                _duplicate(_beside(self.path), _beside(self.previous))
+            else:  # the one before is of an older version and holds its own checksum
+                _beside(self.previous).unlink(missing_ok=True)
+        # A kill between the next two lines leaves the older file under a newer checksum; previous has the older one.
+        write_atomically(_beside(self.path), f"{hashlib.sha256(payload).hexdigest()}  {self.path.name}\n")
+        os.replace(complete, self.path)
+        sync_folder(self.path.parent)
+
+    def load(self) -> tuple[dict[str, Any], str | None]:
+        """Return the newest good state, and a sentence if it is not that of the newest file, or was not checked.
+
+        Raises:
+            CheckpointError: if neither file can be read.
+        """
+        reasons = []
+        checksums = {_checksum(self.path), _checksum(self.previous)}
+        for path in (self.path, self.previous):
+            try:
+                state, unchecked = _read(path, checksums)
+            except (OSError, CheckpointError) as error:
+                reasons.append(f"{path.name} {error}")
+                continue
+            notes = [f"{reasons[0]}; went back to {path.name}."] if reasons else []
+            return state, " ".join([*notes, *([unchecked] if unchecked else [])]) or None
+        raise CheckpointError(f"no readable checkpoint in {self.path.parent}: {'; '.join(reasons)}.")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _duplicate(path: Path, copy: Path) -> None:
+    beside = copy.with_name(f".{copy.name}.part")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(path, beside)
+    except OSError:  # no hard links here
+        shutil.copyfile(path, beside)
+    os.replace(beside, copy)
+
+
+def _checksum(path: Path) -> str | None:
+    """The checksum that lies beside a file; None where there is none, "" where it cannot be read."""
+    try:
+        return _beside(path).read_text("ascii").partition(" ")[0].strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return ""
+
+
+def _read(path: Path, checksums: set[str | None]) -> tuple[dict[str, Any], str | None]:
+    """A file's state, and a sentence if there was no checksum to check it by."""
+    if not path.is_file():
+        raise CheckpointError("is missing")
+    data = path.read_bytes()
+    note = None
+    if data.startswith(_OLD_HEADER):
+        start = len(_OLD_HEADER) + _OLD_DIGEST
+        digest, data = data[len(_OLD_HEADER) : start], data[start:]
+        good = hashlib.sha256(data).digest() == digest
+    elif _checksum(path) is None:
+        good, note = True, f"{path.name} has no checksum beside it and was read unchecked."
+    else:
+        good = hashlib.sha256(data).hexdigest() in checksums
+    if not good:
+        raise CheckpointError("is truncated or damaged (its checksum does not agree)")
+    try:
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise CheckpointError("is refused: it holds more than tensors and plain values, or is damaged") from error
+    except _GARBLED as error:
+        raise CheckpointError(f"is no state that torch can read ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"is no state: it holds one {type(state).__name__}")
+    return state, note
+
+
+@dataclass(frozen=True)
+class LogMark:
+    """How far a log had come when a checkpoint was written: its lines, its bytes, and their SHA-256."""
+
+    lines: int
+    size: int
+    sha256: str
+
+
+class JsonLog:
+    """Appends JSON objects to a file, a line each, and knows what a checkpoint says must be there.
+
+    Where the file does not hold what the mark says (it is missing, cut, or changed), what can still be read is kept,
+    and :attr:`damage` says so.
+
+    Args:
+        path: the file.
+        mark: from :meth:`sync`, kept in the checkpoint that is resumed; None: nothing is known of the file.
+        after: lines of later steps (``"step"``) are cut off; a life that was killed before its next checkpoint wrote
+            them.
+
+    Example:
+        >>> log = JsonLog(tmp_path / "log.jsonl")
+        >>> log.append({"step": 1, "loss": 0.5})
+        >>> log.sync().lines
+        1
+    """
+
+    def __init__(self, path: Path, *, mark: LogMark | None = None, after: int = 0) -> None:
+        self.path = path
+        self.damage: str | None = None
+        content = path.read_bytes() if path.exists() else b""
+        if mark is None or hashlib.sha256(content[: mark.size]).hexdigest() != mark.sha256 or len(content) < mark.size:
+            lines, unread = read_lines(path)
+            kept = [line for line in lines if line["step"] <= after]
+            content = b"".join(msgspec.json.encode(line) + b"\n" for line in kept)
+            self.damage = self._damage(mark, len(kept), unread, after)
+        else:
+            content = content[: mark.size]
+        write_atomically(path, content)
+        self._lines, self._size, self._digest = content.count(b"\n"), len(content), hashlib.sha256(content)
+        self._file: BinaryIO = path.open("ab")
+
+    def _damage(self, mark: LogMark | None, kept: int, unread: int, after: int) -> str | None:
+        if mark is None and not unread and (self.path.exists() or after == 0):
+            return None
+        whole = "" if mark is None else f" of {mark.lines}"
+        return (
+            f"{self.path.name} is not what was written until step {after} (missing, cut or changed): {kept}{whole} "
+            "lines could be read and are kept."
+        )
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line; numbers that are not finite become null."""
+        data = msgspec.json.encode(line) + b"\n"
+        self._file.write(data)
+        self._digest.update(data)
+        self._lines, self._size = self._lines + 1, self._size + len(data)
+
+    def sync(self) -> LogMark:
+        """Bring everything to the disk, as a checkpoint is about to rely on it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return LogMark(self._lines, self._size, self._digest.hexdigest())
+
+    def close(self) -> None:
+        """Let go of the file; what was not synced may be lost."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a log that can be read, and how many others there are.
+
+    A line is a JSON object with a whole number ``step``. A last line that a kill cut short is neither.
+    """
+    if not path.exists():
+        return [], 0
+    pieces = path.read_bytes().split(b"\n")
+    lines, unread = [], 0
+    for number, piece in enumerate(pieces, start=1):
+        if not piece.strip():
+            continue
+        try:
+            line = decode_json(piece, dict[str, Any], path.name)
+        except ValueError:
+            unread += number < len(pieces)
+            continue
+        if isinstance(line.get("step"), int) and not isinstance(line["step"], bool):
+            lines.append(line)
+        else:
+            unread += 1
+    return lines, unread
+
+
+def state_of(state: dict[str, Any], kind: type[T], what: str) -> T:
+    """Check a state that was loaded from a checkpoint against a type, as :func:`metastep.files.decode_json` does.
+
+    Raises:
+        CheckpointError: one line: what it is, what is wrong and where.
+    """
+    try:
+        return msgspec.convert(state, kind, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise CheckpointError(f"{what} is refused: {error}.") from error
