@@ -33,7 +33,7 @@ from metastep.lab.bench.table.scheduled import BASES
 from metastep.lab.bench.trainer import Trainer
 from metastep.lab.evolution import PopulationConfig
 from metastep.lab.evolution.survey import Findings, fit
-from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile
 from metastep.lab.tasks import Task, load_task
 
 STEPS = {

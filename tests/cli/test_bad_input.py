@@ -167,7 +167,7 @@ def test_the_report_of_an_unfinished_comparison_says_how_to_go_on(metastep, tmp_
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(metastep, tmp_path: Path, monkeypatch) -> None:
-    from metastep.lab.runtime.checkpoints import CheckpointFile
+    from metastep.lab.runtime.folder import CheckpointFile
 
     save = CheckpointFile.save
 

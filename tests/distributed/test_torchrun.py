@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.distributed import killed
 
-from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile
 
 #: 33 rows are 16 and 17 for two processes, and the last batch of an epoch is smaller.
 RUN = ["meta-train", "digits/mlp", "--steps", "24", "--batch-size", "33", "--every", "4", "--checkpoint-every", "5"]

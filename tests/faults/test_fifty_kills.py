@@ -11,7 +11,7 @@ from tests.faults.commands import COMMANDS, EVERY, checkpoints, wait_for, weight
 from tests.lab.bench.running import Child, differences
 
 from metastep.lab.bench.curves import read_entries
-from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile
 
 KILLS = 18  # of each command
 assert KILLS * len(COMMANDS) >= 50

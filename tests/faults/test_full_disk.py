@@ -16,7 +16,7 @@ from tests.faults.commands import COMMANDS, begun, checkpoints, weights_and_reco
 from tests.lab.bench.running import Child, _metastep, _server, differences
 
 from metastep.files import write_atomically
-from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile
 
 resource = pytest.importorskip("resource", reason="no limits on the size of files here")
 _SPACE = 3000  # bytes a file: messages have room, checkpoints have not

@@ -11,8 +11,7 @@ from tests.lab.bench.running import run_config
 
 from metastep.lab.bench.config import RunConfig
 from metastep.lab.bench.run import Run
-from metastep.lab.runtime.checkpoints import CheckpointError, CheckpointFile
-from metastep.lab.runtime.locks import FolderInUse, FolderLock
+from metastep.lab.runtime.folder import CheckpointError, CheckpointFile, Folder, FolderInUse
 
 fuzzed = settings(
     max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -50,7 +49,7 @@ def test_a_checkpoint_of_any_bytes_is_refused(content: bytes, sealed: bool, tmp_
 
 def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     run = Run(run_config(), tmp_path, tensorboard=False)
-    with FolderLock(tmp_path):
+    with Folder(tmp_path):
         before = sorted(path.name for path in tmp_path.iterdir())
         with pytest.raises(FolderInUse, match="in use by process"):
             run.execute()

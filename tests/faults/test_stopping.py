@@ -12,8 +12,7 @@ from tests.lab.bench.running import Child, differences, run_config
 
 from metastep.lab.bench.curves import read_entries
 from metastep.lab.bench.run import Run
-from metastep.lab.runtime.checkpoints import CheckpointFile
-from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.folder import CheckpointFile, Folder
 from metastep.lab.runtime.stop_signals import StopSignal
 
 TWO_TASKS = ("meta-train", "wine/mlp", "wine/mlp", "--train-size", "60", "--inner-valid", "20", "--outer-valid", "20")
@@ -103,7 +102,7 @@ def test_a_folder_that_another_command_holds_is_refused_and_nothing_changes(
     arguments: tuple[str, ...], start: Callable[..., Child], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with FolderLock(out):
+    with Folder(out):
         (out / "something").write_text("of the other's")
         before = {path: path.read_bytes() for path in out.rglob("*")}
         child = start(*arguments, "--out", "out")

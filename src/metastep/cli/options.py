@@ -124,7 +124,7 @@ def resume_command(command: str, folder: Path) -> str:
 @contextmanager
 def says_how_to_go_on(resume: str) -> Iterator[None]:
     """Within, an error of reading or writing ends with the command that goes on, once the cause is gone."""
-    from metastep.lab.runtime.locks import FolderInUse
+    from metastep.lab.runtime.folder import FolderInUse
 
     try:
         yield

@@ -5,8 +5,6 @@ Whoever writes a record makes a :class:`Record`; whoever reads one gets a :class
 line. What older versions wrote is brought to the present form in :func:`_migrate`, and nowhere else.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterable, Iterator

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metastep.lab.bench.config import MetaConfig, RunConfig
 from metastep.lab.bench.curves import read_entries
-from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile
 from metastep.schedules import load_schedule
 
 #: Clocks and the circumstances of a process; everything else of a record must agree.

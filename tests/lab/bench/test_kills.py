@@ -10,7 +10,7 @@ import pytest
 from tests.lab.bench.running import Child, differences, outcome, timeless
 
 from metastep.lab.report import read_records
-from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile
 
 Start = Callable[..., Child]
 

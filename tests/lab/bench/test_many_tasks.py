@@ -19,8 +19,7 @@ from metastep.lab.bench.run import Progress, Run
 from metastep.lab.bench.task_folder import read_tasks
 from metastep.lab.bench.task_processes import LocalWorkers
 from metastep.lab.bench.task_ray import RayWorkers
-from metastep.lab.runtime.checkpoints import CheckpointFile
-from metastep.lab.runtime.locks import FolderInUse, FolderLock
+from metastep.lab.runtime.folder import CheckpointFile, Folder, FolderInUse
 from metastep.schedules import load_schedule
 from metastep.schedules.checkpoint import learned_on
 
@@ -189,7 +188,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, undisturbed: Path) -> None:
         lead(tmp_path, (TASKS[1], replace(TASKS[0], schedule="cosine", meta=None)))
     with pytest.raises(ValueError, match="tasks must be those of the population"):
         lead(undisturbed, TASKS[::-1])
-    with FolderLock(tmp_path / "held"), pytest.raises(FolderInUse, match="in use by process"):
+    with Folder(tmp_path / "held"), pytest.raises(FolderInUse, match="in use by process"):
         lead(tmp_path / "held").execute()
 
 

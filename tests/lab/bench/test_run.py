@@ -12,8 +12,7 @@ from tests.lab.bench.running import differences, learning_config, outcome, run_c
 from metastep.lab.bench.records import write_records
 from metastep.lab.bench.run import Progress, Run
 from metastep.lab.report import read_records
-from metastep.lab.runtime.checkpoints import CheckpointError
-from metastep.lab.runtime.locks import FolderInUse, FolderLock
+from metastep.lab.runtime.folder import CheckpointError, Folder, FolderInUse
 from metastep.lab.tasks.task import Task
 from metastep.schedules import MLRSNet, Phased, load_schedule, save_schedule
 
@@ -187,7 +186,7 @@ def test_a_run_without_test_never_reads_it(tmp_path: Path, monkeypatch) -> None:
 
 def test_a_second_run_in_a_live_folder_is_refused(tmp_path: Path) -> None:
     run = Run(run_config(), tmp_path, tensorboard=False)
-    with FolderLock(tmp_path), pytest.raises(FolderInUse, match=rf"is in use by process {os.getpid()}; wait for it"):
+    with Folder(tmp_path), pytest.raises(FolderInUse, match=rf"is in use by process {os.getpid()}; wait for it"):
         run.execute()
     assert not (tmp_path / "run.json").exists()
     assert run.execute()["status"] == "finished"

@@ -15,7 +15,7 @@ from metastep.lab.bench.records import read_record
 from metastep.lab.bench.run import Progress, Run
 from metastep.lab.bench.studies import open_study, watched
 from metastep.lab.bench.tuning import TUNING_SEED, Search, Trial, not_well
-from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.folder import Folder
 from metastep.lab.tasks import Task
 
 #: Entries of a trial's training curve: a run is seen to diverge at its next entry, and ends there.
@@ -71,7 +71,7 @@ class SearchCell:
             FolderInUse: if another process is at it.
             OSError: if something cannot be written.
         """
-        with FolderLock(self.folder):
+        with Folder(self.folder):
             with watched(self.storage):
                 study = open_study(self.study, storage=self.storage, journal=self.folder / "trials.journal")
                 search = Search(METHODS[self.method], study, seed=self.seed)

@@ -15,7 +15,7 @@ from metastep.lab.bench.schedules import SCHEDULES, make_schedule
 from metastep.lab.bench.trainers import check_device
 from metastep.lab.bench.tuning import TUNING_SEED
 from metastep.lab.bench.workers import Cell, run_here, run_in_workers
-from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.folder import Folder
 from metastep.lab.runtime.stop_signals import never
 from metastep.schedules import Schedule, load_schedule, save_schedule
 
@@ -72,7 +72,7 @@ class Comparison:
         """
         if workers < 1:
             raise ValueError(f"workers must be >= 1, got {workers}.")
-        with FolderLock(self.folder):
+        with Folder(self.folder):
             write_atomically(self.folder / "compare.json", self.config.to_json())
             for label, schedule in self._from_files():
                 save_schedule(schedule, self._file_of(label))

@@ -20,7 +20,7 @@ from metastep.lab.bench.task_messages import (
     Saved,
     Workers,
 )
-from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.folder import Folder
 from metastep.lab.runtime.stop_signals import never
 from metastep.meta.averaging import SharedSchedule, learned_weights
 
@@ -85,7 +85,7 @@ class ManyTasks:
             OSError: if something cannot be written.
             ChildProcessError: if every task lost its workers again and again.
         """
-        with FolderLock(self._folder.path):
+        with Folder(self._folder.path):
             done = self._folder.result()
             if done is not None:
                 return done

@@ -12,8 +12,7 @@ from metastep.lab.evolution import PopulationConfig, PopulationTrainer
 from metastep.lab.evolution.curve import learned_curve
 from metastep.lab.evolution.distribution import TRAINED_ON
 from metastep.lab.evolution.jobs import Engine, here
-from metastep.lab.runtime.checkpoints import CheckpointFile
-from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.folder import CheckpointFile, Folder
 from metastep.lab.runtime.provenance import provenance
 from metastep.lab.runtime.stop_signals import never
 from metastep.schedules import SignalSchedule, save_schedule
@@ -86,7 +85,7 @@ class PopulationRun:
             FolderInUse: if another process works there.
             CheckpointError: if no checkpoint in the folder can be read.
         """
-        with FolderLock(self.folder):
+        with Folder(self.folder):
             write_atomically(self.folder / _SETTINGS, json.dumps(self.config.as_dict(), indent=1))
             if self._checkpoint.exists():
                 self._go_on()

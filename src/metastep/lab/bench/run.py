@@ -23,8 +23,7 @@ from metastep.lab.bench.rates import applied_rate, layer_rates, layers_every
 from metastep.lab.bench.records import make_record, read_record, write_record
 from metastep.lab.bench.schedules import is_from_files
 from metastep.lab.bench.trainers import make_trainer
-from metastep.lab.runtime.checkpoints import CheckpointFile
-from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.folder import CheckpointFile, Folder
 from metastep.lab.runtime.stop_signals import never
 from metastep.lab.tasks import Task
 from metastep.schedules import MLRSNet, Phased, Schedule, load_schedule, save_schedule
@@ -116,7 +115,7 @@ class Run:
             OSError: if something cannot be written; the last good checkpoint is kept.
         """
         barrier()  # until they have looked into the folder
-        with FolderLock(self.folder) if self._writes else nullcontext():
+        with Folder(self.folder) if self._writes else nullcontext():
             record: dict[str, Any] | None = broadcast_object(read_record(self.folder) if self._writes else None)
             if record is not None:
                 self.status = record["status"]

@@ -22,7 +22,7 @@ from metastep.lab.bench.studies import check_storage
 from metastep.lab.bench.trainers import check_device
 from metastep.lab.bench.tuning import Trial
 from metastep.lab.bench.wanted import Place, Wanted, at_defaults, cell_of, searches, with_what_was_found
-from metastep.lab.runtime.locks import FolderLock
+from metastep.lab.runtime.folder import Folder
 from metastep.lab.runtime.passwords import without_password
 from metastep.lab.runtime.stop_signals import never
 
@@ -103,7 +103,7 @@ class ExperimentRun:
         for base in self.plan.bases.values():
             cached_task(base)  # data that are not there are said before anything is run
         path = self.folder / "records.jsonl"
-        with FolderLock(self.folder):
+        with Folder(self.folder):
             done = self._done(path)
             write_atomically(self.folder / PLAN_FILE, self.plan.to_json())
             with RecordsFile(path) as file:

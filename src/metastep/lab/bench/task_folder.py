@@ -14,7 +14,7 @@ from metastep.lab.bench.config import RunConfig
 from metastep.lab.bench.curves import CurveLog
 from metastep.lab.bench.records import make_record, write_record, write_records
 from metastep.lab.bench.task_messages import Ended, Entry, Facts, Ready
-from metastep.lab.runtime.checkpoints import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile
 from metastep.meta.averaging import Lesson
 from metastep.schedules import Phased, Schedule, load_schedule, save_schedule
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from metastep.lab.bench.task_messages import Assignment, Message, is_last
 from metastep.lab.bench.task_worker import train_task
 from metastep.lab.bench.workers import process_context
-from metastep.lab.runtime.processes import leave_signals_to_parent
+from metastep.lab.runtime.executor import leave_signals_to_parent
 
 #: What a line says when nobody is at its other end.
 _LOST = (EOFError, OSError, pickle.UnpicklingError)

@@ -16,8 +16,8 @@ import torch
 from metastep.lab.bench.config import RunConfig
 from metastep.lab.bench.records import read_record
 from metastep.lab.bench.run import Progress, Run
-from metastep.lab.runtime.processes import leave_signals_to_parent
-from metastep.lab.runtime.processes import process_context as fresh_processes
+from metastep.lab.runtime.executor import leave_signals_to_parent
+from metastep.lab.runtime.executor import process_context as fresh_processes
 
 #: Deaths of worker processes in a row, without a run finished in between, after which it is given up.
 _DEATHS = 3

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from metastep.lab.evolution.jobs import Found, Job
-from metastep.lab.runtime.processes import leave_signals_to_parent, process_context
+from metastep.lab.runtime.executor import leave_signals_to_parent, process_context
 
 
 class ProcessEngine:

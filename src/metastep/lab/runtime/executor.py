@@ -16,8 +16,8 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
@@ -27,7 +27,7 @@ from metastep.lab.runtime.folder import FolderInUse
 from metastep.lab.runtime.stop_signals import never
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType, ModuleType
 
 Item = TypeVar("Item")
@@ -103,6 +103,7 @@ class Executor(ABC):
         results = dict(self.run(_Plain(function), items))
         return [results[number] for number in range(len(items))]
 
+    @abstractmethod
     def close(self) -> None:
         """End the processes."""
 
@@ -304,8 +305,12 @@ def _run_here(
     for number, item in enumerate(items):
         if should_stop():
             return
-        report = (lambda told: None) if on_progress is None else (lambda told, n=number: on_progress(n, told))
+        report = _ignore if on_progress is None else partial(on_progress, number)
         yield number, function(item, should_stop, report)
+
+
+def _ignore(report: Any) -> None:
+    """Nobody asked how far an item is."""
 
 
 def _serve(pipe: Any, stop: Any, place: int, workers: int) -> None:
@@ -436,7 +441,7 @@ class RayExecutor(Executor):
         ray = self._connect()
         self._check_gpus(ray)
         talks = on_progress is not None or should_stop is not never
-        board = self._own_board(ray) if talks else None
+        board: Any = self._own_board(ray) if talks else None
         task = ray.remote(_run_on_ray).options(
             num_cpus=1,
             num_gpus=self._gpus,
@@ -578,7 +583,7 @@ class _Board:
 def _run_on_ray(function: Function[Any, Any], item: Any, number: int, board: Any) -> Any:
     torch.set_num_threads(1)
     if board is None:
-        return function(item, never, lambda report: None)
+        return function(item, never, _ignore)
     with _Line(number, board) as line:
         until = time.monotonic() + _LOCK_SECONDS
         while True:

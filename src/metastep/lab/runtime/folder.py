@@ -5,8 +5,6 @@ replaced as a whole, so a kill, a full disk or a power cut leaves the old or the
 behind half written is removed when the next one begins.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -282,9 +280,9 @@ class JsonLog:
             them.
 
     Example:
-        >>> log = JsonLog(tmp_path / "log.jsonl")
-        >>> log.append({"step": 1, "loss": 0.5})
-        >>> log.sync().lines
+        >>> with JsonLog(tmp_path / "log.jsonl") as log:
+        ...     log.append({"step": 1, "loss": 0.5})
+        ...     log.sync().lines
         1
     """
 
@@ -328,6 +326,12 @@ class JsonLog:
     def close(self) -> None:
         """Let go of the file; what was not synced may be lost."""
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

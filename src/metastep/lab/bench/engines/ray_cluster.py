@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metastep.lab.bench.run import Progress
-from metastep.lab.runtime.locks import FolderInUse
+from metastep.lab.runtime.folder import FolderInUse
 from metastep.lab.runtime.ray_start import knock
 
 if TYPE_CHECKING:
