@@ -1,10 +1,10 @@
-"""How much of the batched products' arithmetic rate is left in the training of a population.
+"""How much of the batched products' arithmetic rate is left in vectorised training.
 
     python benchmarks/population_speed.py [--device cuda] [--rounds 30] [--json results/population-speed.json]
 
-"products" is the forward and backward pass of the same members alone, on one batch; "training" is everything that a
-step of a population does: batch, forward, backward, signals, policies, optimizer. Both take turns; the ratio of the
-median times is the share of the arithmetic rate that is left.
+"products" is the forward and backward pass of the same networks alone, on one batch; "training" is everything that a
+step of vectorised training does: batch, forward, backward, signals, policies, optimizer. Both take turns; the ratio of
+the median times is the share of the arithmetic rate that is left.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from measuring import interleaved, write_record
-from metastep.lab.evolution.defaults import default_config
-from metastep.lab.evolution.distribution import sample_task
-from metastep.lab.evolution.members import Members, losses
+from metastep.lab.evolution import default_config
+from metastep.lab.evolution.task_distribution import sample_task
+from metastep.lab.evolution.vectorised_trainer import VectorisedTrainer, losses
 
 #: Typical tasks of the distribution; a digits batch of 64 is the largest that it draws.
 CASES: dict[str, dict[str, Any]] = {
@@ -36,17 +36,17 @@ def pair(base: str, case: str, members: int, device: str) -> tuple[Callable[[], 
     drawn = sample_task(np.random.default_rng(0), config.base)
     spec = dataclasses.replace(drawn, **CASES[case], activation="relu", norm="none", steps=10**9)
     rates = torch.full((members,), 1e-3)
-    population = Members(spec, config.base, config.policy, rates, device=device)
+    trainer = VectorisedTrainer(spec, config.base, config.policy, rates, device=device)
     weights = torch.zeros(members, config.policy.size, device=device)
-    batch = population.next_batch()
-    leaves = [part.detach().requires_grad_() for part in population.network.split(population.parameters.clone())]
+    batch = trainer.next_batch()
+    leaves = [part.detach().requires_grad_() for part in trainer.network.split(trainer.parameters.clone())]
 
     def products() -> None:
-        loss = losses(population.network, leaves, population.data, batch)
+        loss = losses(trainer.network, leaves, trainer.data, batch)
         torch.autograd.grad(loss.sum(), leaves)
 
     def training() -> None:
-        population.advance(weights, 1)
+        trainer.advance(weights, 1)
 
     return products, training
 

@@ -1,11 +1,11 @@
 """What each signal of a signal schedule is worth: the same schedule with one taken away, on quick tasks.
 
     python benchmarks/signal_ablation.py [signal-sgd signal-adamw] [--json results/reactive/ablation.json]
-    python benchmarks/signal_ablation.py --surveys survey-sgd survey-adamw [--json results/reactive/relearned.json]
+    python benchmarks/signal_ablation.py --warm-starts warm-sgd warm-adamw [--json results/reactive/relearned.json]
 
 The first takes a signal away by zeros for the weights that read it; nothing is learned again, so that this says what
 the weights use, not what a schedule could learn without the signal. The second fits the weights anew, without the
-signal, to the survey in the folder of a `metastep meta-train --population`; evolution is left out.
+signal, to the rate sweeps in the folder of a `metastep evolve`; evolution is left out.
 
 "horizon unknown" is a run that is not told how long it is: signals, annealing and pace then go without it. "nothing
 learned" is landing and annealing alone. Every run starts from a tenth of its base's usual rate. Given are losses on
@@ -14,7 +14,6 @@ outer_valid at the end over those of the whole schedule with the same seed; the 
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -28,11 +27,13 @@ import metastep as ms
 from measuring import write_record
 from metastep.core.policy import unpack_weights
 from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names
+from metastep.files import read_json
 from metastep.lab.bench.optimizers import make_optimizer
 from metastep.lab.bench.table.scheduled import BASES
 from metastep.lab.bench.trainer import Trainer
-from metastep.lab.evolution import PopulationConfig
-from metastep.lab.evolution.survey import Findings, fit
+from metastep.lab.evolution import EvolutionConfig
+from metastep.lab.evolution.run import SETTINGS
+from metastep.lab.evolution.warm_start import RateSweep, fit_policy
 from metastep.lab.runtime.folder import CheckpointFile
 from metastep.lab.tasks import Task, load_task
 
@@ -86,24 +87,24 @@ def not_read(name: str) -> dict[str, ms.SignalSchedule]:
 
 
 def relearned(folder: str) -> dict[str, ms.SignalSchedule]:
-    """The rows of a survey, each with weights that were fitted to what it may read."""
-    config = PopulationConfig.from_dict(json.loads((Path(folder) / "population.json").read_text()))
+    """The rows of a warm start, each with weights that were fitted to what it may read."""
+    config = EvolutionConfig.from_dict(read_json(Path(folder) / SETTINGS, dict[str, Any]))
     state, _ = CheckpointFile(Path(folder) / "checkpoint.pt").load()
-    findings = [Findings(**found) for found in state["trainer"]["findings"]]
+    sweeps = [RateSweep(**sweep) for sweep in state["trainer"]["sweeps"]]
     names = feature_names(config.policy.signals)
 
     def fitted(taken: tuple[str, ...] = ()) -> ms.SignalSchedule:
         signals = tuple(name for name in config.policy.signals if name not in taken)
         policy = config.policy._replace(signals=signals)
         columns = [names.index(name) for name in feature_names(signals)]
-        seen = [replace(found, seen=found.seen[..., columns]) for found in findings]
+        seen = [replace(sweep, features=sweep.features[..., columns]) for sweep in sweeps]
         made = ms.SignalSchedule(
             signals,
             policy.hidden,
             reach=policy.reach,
             trained_for={"sgd": "sgd-momentum"}.get(config.base, config.base),
         )
-        made.load_flat(fit(seen, policy, config.seed, config.fit_steps))
+        made.load_flat(fit_policy(seen, policy, config.seed, config.fit_steps))
         return made
 
     return variants(fitted(), {row: fitted(taken) for row, taken in taken_away(config.policy.signals).items()})
@@ -164,13 +165,13 @@ def table(results: list[dict[str, Any]], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("schedules", nargs="*", default=["signal-sgd", "signal-adamw"])
-    parser.add_argument("--surveys", nargs="+", help="folders of finished surveys, in place of the schedules")
+    parser.add_argument("--warm-starts", nargs="+", help="folders of warm starts, in place of the schedules")
     parser.add_argument("--tasks", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write a record to this file, after each task")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    entrants = {name: relearned(name) for name in arguments.surveys or ()}
+    entrants = {name: relearned(name) for name in arguments.warm_starts or ()}
     entrants = entrants or {name: not_read(name) for name in arguments.schedules}
     results: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from metastep.lab.evolution.distribution import TaskSpec
-from metastep.lab.evolution.jobs import fitness
-from metastep.lab.evolution.members import Members, losses
-from metastep.lab.evolution.policy import Policy
+from metastep.lab.evolution import Policy
+from metastep.lab.evolution.population import fitness
+from metastep.lab.evolution.task_distribution import TaskSpec
+from metastep.lab.evolution.vectorised_trainer import VectorisedTrainer, losses
 
 
 def exact_gradient(spec: TaskSpec, policy: Policy, weights: Tensor, rate: float) -> tuple[float, Tensor]:
-    """Return a member's fitness and its gradient by the weights of the policy, (N,), in float64; for SGD.
+    """Return a network's fitness and its gradient by the weights of the policy, (N,), in float64; for SGD.
 
     The graph holds every step of the run: for short tasks only. Long runs near chaos have gradients that explode, which
     is why the training itself uses evolution strategies.
@@ -21,24 +21,26 @@ def exact_gradient(spec: TaskSpec, policy: Policy, weights: Tensor, rate: float)
         weights: of the schedule, (N,).
         rate: the initial rate.
     """
-    members = Members(spec, "sgd", policy, torch.tensor([rate]), dtype=torch.float64)
+    trainer = VectorisedTrainer(spec, "sgd", policy, torch.tensor([rate]), dtype=torch.float64)
     given = weights.detach().double().clone().requires_grad_()
-    parts = members.unpack(given[None])
-    parameters = members.parameters.clone().requires_grad_()
+    parts = trainer.unpack(given[None])
+    parameters = trainer.parameters.clone().requires_grad_()
     buffer = torch.zeros_like(parameters)
     training = []
     for _ in range(spec.steps):
-        loss = losses(members.network, members.layout.split(parameters), members.data, members.next_batch())
+        loss = losses(trainer.network, trainer.packing.split(parameters), trainer.data, trainer.next_batch())
         (gradient,) = torch.autograd.grad(loss.sum(), parameters, create_graph=True)
-        members.parameters, members.rule.direction = parameters, buffer
-        step = members.rate(parts, loss, gradient, gradient * buffer)
+        trainer.parameters, trainer.optimizer.direction = parameters, buffer
+        step = trainer.rate(parts, loss, gradient, gradient * buffer)
         buffer = spec.momentum * buffer + gradient + spec.weight_decay * parameters
-        along = members.layout.of_parameters(step) if members.layered else step[:, None]
+        along = trainer.packing.of_parameters(step) if trainer.layered else step[:, None]
         parameters = parameters - along * buffer
-        members.displacement_rate = step
-        members.steps += 1
+        trainer.displacement_rate = step
+        trainer.steps += 1
         training.append(loss)
     last = torch.stack(training[-max(1, spec.steps // 10) :]).mean(0)
-    reached = fitness(last, losses(members.network, members.layout.split(parameters), members.data, members.validation))
+    reached = fitness(
+        last, losses(trainer.network, trainer.packing.split(parameters), trainer.data, trainer.validation)
+    )
     (found,) = torch.autograd.grad(reached.sum(), given)
     return float(reached.detach()), found

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from metastep.cli import compare, inspect, listing, meta_train, report, train
+from metastep.cli import compare, evolve, inspect, listing, meta_train, report, train
 from metastep.cli.options import Stopped
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("meta-train")(meta_train.meta_train)
+app.command("evolve")(evolve.evolve)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
@@ -40,6 +41,7 @@ def metastep(
 def main() -> None:
     """Run the command line; exit code 0 done, 2 bad input, 130 stopped by Ctrl-C."""
     try:
+        evolve.refuse_old_spelling(sys.argv[1:])
         code = app(prog_name="metastep", standalone_mode=False)
     except Stopped as stopped:
         typer.echo(str(stopped), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.table import Table
 
     from metastep.lab.bench.counting import ComparisonProgress
     from metastep.lab.bench.run import Progress as RunProgress
 
+_BLOCKS = "▁▂▃▄▅▆▇█"
 _console = Console(stderr=True, highlight=False)
 
 
@@ -115,3 +117,17 @@ def _numbers(progress: RunProgress) -> str:
     if progress.meta_loss is not None:
         parts.append(f"meta {progress.meta_loss:.4f}")
     return "  ".join(parts)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The shape of a curve in block characters, on a logarithmic scale of two decades below its peak.
+
+    Example:
+        >>> sparkline([0.01, 0.1, 1.0, 0.1])
+        '▁▅█▅'
+    """
+    top = max(values, default=0.0)
+    if top <= 0:
+        return ""
+    heights = [1 + math.log10(max(value / top, 0.01)) / 2 for value in values]
+    return "".join(_BLOCKS[round(height * (len(_BLOCKS) - 1))] for height in heights)

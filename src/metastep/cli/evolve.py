@@ -1,80 +1,90 @@
-"""``metastep meta-train --population``: train a schedule over a population of networks on a distribution of tasks."""
+"""``metastep evolve``: train a signal schedule by evolution, on a distribution of small tasks."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path  # typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metastep.cli import options as o
-from metastep.cli.display import note, say, steps_bar, stop_notice
+from metastep.cli.display import note, say, sparkline, steps_bar, stop_notice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
-    from metastep.lab.bench.population_run import PopulationProgress
-    from metastep.lab.evolution import PopulationConfig
-    from metastep.lab.evolution.jobs import Engine
+    from metastep.lab.evolution import EvolutionConfig
+    from metastep.lab.evolution.run import EvolutionProgress
+    from metastep.lab.runtime.executor import Executor
     from metastep.schedules import SignalSchedule
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
+_EXECUTORS = ("local", "ray")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PopulationOptions:
-    """What can be said of a population; None leaves it to the default."""
-
-    population: Annotated[
-        str | None,
-        typer.Option(help="Train a signal schedule over a population, for this base: sgd or adamw. Takes no TASK."),
-    ] = None
-    survey_tasks: Annotated[int | None, typer.Option(help="Population: tasks surveyed first, to start from.")] = None
-    meta_steps: Annotated[int | None, typer.Option(help="Population: steps of evolution after the survey.")] = None
-    populations: Annotated[int | None, typer.Option(help="Population: tasks a step, at once with workers.")] = None
-    workers: Annotated[int, typer.Option(help="Population: processes that share the tasks of a step.")] = 1
-    scope: Annotated[str | None, typer.Option(help="Population: one rate for the network, or one for each layer.")] = (
+def evolve(
+    context: typer.Context,
+    *,
+    base: Annotated[str | None, typer.Argument(help="The optimizer that it is for: sgd or adamw.")] = None,
+    warm_start_tasks: Annotated[int | None, typer.Option(help="Tasks whose rates are swept first; 0: none.")] = None,
+    meta_steps: Annotated[int | None, typer.Option(help="Steps of evolution after the warm start.")] = None,
+    populations: Annotated[int | None, typer.Option(help="Populations a step, each on a task of its own.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="Antithetic pairs of weights in a population.")] = None,
+    meta_lr: Annotated[float | None, typer.Option(help="Rate of the meta-optimizer, Adam.")] = None,
+    longest: Annotated[int | None, typer.Option(help="Steps of the longest task that is trained in one go.")] = None,
+    scope: Annotated[str | None, typer.Option(help="One rate for the network, or one for each layer.")] = None,
+    start_from: Annotated[str | None, typer.Option(help="Schedule to start from, without a warm start.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, tasks and perturbations.")] = 0,
+    device: Annotated[str, typer.Option(help="Where networks train: cpu, cuda, cuda:1.")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="Populations that train at once; default: 1, or all of Ray.")] = (
         None
-    )
-    start_from: Annotated[str | None, typer.Option(help="Population: schedule to start from, without a survey.")] = None
-    pairs: Annotated[int | None, typer.Option(help="Population: antithetic pairs of members.")] = None
-    sigma: Annotated[float | None, typer.Option(help="Population: spread of the members' weights.")] = None
-    longest: Annotated[int | None, typer.Option(help="Population: steps of the longest task in one go.")] = None
+    ),
+    executor: Annotated[str, typer.Option(help="Where populations train: local processes, or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: one started on this machine.")] = None,
+    out: o.Out = None,
+    resume: o.Resume = None,
+    json: o.Json = False,
+) -> None:
+    """Train a signal schedule by evolution, on a distribution of small tasks of its own.
 
-    def given(self) -> dict[str, Any]:
-        """What was said, by the names of ``PopulationConfig``."""
-        named = {
-            "survey_tasks": self.survey_tasks,
-            "meta_steps": self.meta_steps,
-            "tasks": self.populations,
-            "pairs": self.pairs,
-            "sigma": self.sigma,
-            "longest": self.longest,
-        }
-        return {name: value for name, value in named.items() if value is not None}
+    First a warm start: on some tasks the rates are swept, and a network is fitted that says where a better rate lies.
+    Then evolution strategies move its weights. The folder's schedule.safetensors holds the schedule.
+    """
+    where = _executor(executor, address, workers)
+    how = ("" if executor == "local" else f" --executor {executor}") + (f" --workers {workers}" if workers else "")
+    if resume is not None:
+        o.refuse_beside_resume(context, "executor", "address", "workers")
+        execute_evolution(None, resume, where, how, json=json)
+        return
+    if base is None:
+        raise ValueError("BASE must be given (or --resume FOLDER): sgd or adamw.")
+    given = {
+        "warm_start_tasks": warm_start_tasks,
+        "meta_steps": meta_steps,
+        "populations": populations,
+        "pairs": pairs,
+        "meta_lr": meta_lr,
+        "longest": longest,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    config = evolution_config(base, scope, start_from, **given, seed=seed, device=device)
+    execute_evolution(config, o.new_folder(out, f"evolve-{base}"), where, how, json=json)
 
 
-def population_config(
-    options: PopulationOptions, *, seed: int, meta_lr: float | None, hidden: int | None, device: str
-) -> PopulationConfig:
-    """The settings of a new training.
+def evolution_config(base: str, scope: str | None, start_from: str | None, **given: Any) -> EvolutionConfig:
+    """The settings of a new evolution.
 
     Raises:
         ValueError: for a base that there is not, or numbers out of range.
     """
-    from metastep.lab.evolution.defaults import default_config
+    from metastep.lab.evolution import default_config
     from metastep.schedules.arguments import one_of
 
-    given: dict[str, Any] = {**options.given(), "seed": seed, "device": device}
-    if options.scope is not None:
-        given["scope"] = one_of("scope", options.scope, ("network", "layer"))
-    if options.start_from is not None:
-        given["start"] = _to_start_from(options.start_from)
-    if meta_lr is not None:
-        given["meta_lr"] = meta_lr
-    return default_config(str(options.population), hidden=hidden, **given)
+    if scope is not None:
+        given["scope"] = one_of("scope", scope, ("network", "layer"))
+    if start_from is not None:
+        given["start"] = _to_start_from(start_from)
+    return default_config(base, **given)
 
 
 def _to_start_from(name: str) -> SignalSchedule:
@@ -86,29 +96,31 @@ def _to_start_from(name: str) -> SignalSchedule:
     return found
 
 
-def is_population(folder: Path) -> bool:
-    """Whether a folder holds the training of a population."""
-    return (folder / "population.json").is_file()
-
-
-def execute_population(
-    config: PopulationConfig | None, folder: Path, engine: str, address: str | None, *, workers: int = 1, json: bool
+def execute_evolution(
+    config: EvolutionConfig | None, folder: Path, executor: Executor | None = None, how: str = "", *, json: bool
 ) -> None:
-    """Train in a new folder, or go on in one."""
-    from metastep.lab.bench.population_run import PopulationRun
+    """Train in a new folder, or resume in one.
+
+    Args:
+        config: None resumes what the folder holds.
+        folder: where.
+        executor: where populations train; None: in this process.
+        how: the options that make such an executor, for the command that resumes.
+        json: whether to print the record alone.
+    """
+    from metastep.lab.evolution.run import EvolutionRun
+    from metastep.lab.runtime.executor import LocalExecutor
     from metastep.lab.runtime.stop_signals import StopSignal
 
-    resume = o.resume_command("meta-train", folder) + ("" if engine == "local" else f" --engine {engine}")
-    resume += f" --workers {workers}" if workers > 1 else ""
     with (
         _bar(folder.name, quiet=json) as watch,
         StopSignal(stop_notice) as stop,
-        _engine(engine, address, workers) as evaluate,
+        executor or LocalExecutor() as where,
     ):
-        run = PopulationRun(config, folder, engine=evaluate, should_stop=stop, on_progress=watch, on_note=note)
+        run = EvolutionRun(config, folder, executor=where, should_stop=stop, on_progress=watch, on_note=note)
         record = run.execute()
     if record is None:
-        raise o.Stopped(resume, stop.exit_code)
+        raise o.Stopped(o.resume_command("evolve", folder) + how, stop.exit_code)
     if json:
         o.print_json({**record, "folder": str(folder)})
         return
@@ -117,50 +129,40 @@ def execute_population(
     say(f"learned schedule: {folder / 'schedule.safetensors'}")
 
 
-@contextmanager
-def _engine(name: str, address: str | None, workers: int) -> Iterator[Engine]:
-    from metastep.lab.evolution.jobs import here
+def _executor(name: str, address: str | None, workers: int | None) -> Executor:
+    from metastep.lab.runtime.executor import LocalExecutor, RayExecutor
 
+    if name not in _EXECUTORS:
+        raise ValueError(f"executor must be {' or '.join(_EXECUTORS)}, got {name!r}.")
     if name == "ray":
-        from metastep.lab.evolution.ray_engine import RayEngine
-
-        with RayEngine(address) as engine:
-            yield engine
-        return
+        return RayExecutor(address, workers=workers)
     if address is not None:
-        raise ValueError(f"address must be left out for the engine local, got {address}; it is for --engine ray.")
-    if workers == 1:
-        yield here
-        return
-    from metastep.lab.evolution.process_engine import ProcessEngine
-
-    with ProcessEngine(workers) as engine:
-        yield engine
+        raise ValueError(f"address must be left out for the executor local, got {address}; it is for --executor ray.")
+    return LocalExecutor(1 if workers is None else workers)
 
 
 @contextmanager
-def _bar(title: str, *, quiet: bool) -> Iterator[Callable[[PopulationProgress], None]]:
+def _bar(title: str, *, quiet: bool) -> Iterator[Callable[[EvolutionProgress], None]]:
     with steps_bar(title, quiet=quiet) as update:
 
-        def watch(progress: PopulationProgress) -> None:
-            phase = "survey" if progress.surveying else "meta-loss"
-            numbers = f"{phase} {progress.meta_loss:.3f}  rate {sparkline(progress.curve)}"
-            update(progress.done, progress.total, numbers)
+        def watch(progress: EvolutionProgress) -> None:
+            phase = "warm start" if progress.warming_start else "meta-loss"
+            update(progress.done, progress.total, f"{phase} {progress.meta_loss:.3f}  rate {sparkline(progress.curve)}")
 
         yield watch
 
 
-def sparkline(values: list[float] | tuple[float, ...]) -> str:
-    """The shape of a curve in block characters, on a logarithmic scale of two decades below its peak.
+def refuse_old_spelling(arguments: Sequence[str]) -> None:
+    """Say what became of ``metastep meta-train --population BASE``.
 
-    Example:
-        >>> sparkline([0.01, 0.1, 1.0, 0.1])
-        '▁▅█▅'
+    Raises:
+        ValueError: if that was typed.
     """
-    from math import log10
-
-    top = max(values, default=0.0)
-    if top <= 0:
-        return ""
-    heights = [1 + log10(max(value / top, 0.01)) / 2 for value in values]
-    return "".join(_BLOCKS[round(height * (len(_BLOCKS) - 1))] for height in heights)
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--population" and arguments[0] == "meta-train":
+            base = value or next(iter(arguments[position + 1 : position + 2]), "BASE")
+            raise ValueError(
+                f"meta-train --population {base} is now a command of its own: metastep evolve {base}; "
+                "--survey-tasks is --warm-start-tasks there, --engine is --executor."
+            )

@@ -8,7 +8,6 @@ import typer
 
 from metastep.cli import options as o
 from metastep.cli.many_tasks import ENGINES, begin_many, resume_many
-from metastep.cli.population import PopulationOptions, execute_population, is_population, population_config
 from metastep.cli.running import execute_run
 
 Tasks = Annotated[
@@ -17,7 +16,7 @@ Tasks = Annotated[
 ]
 
 
-@o.takes(run=o.RunOptions, people=PopulationOptions)
+@o.takes(run=o.RunOptions)
 def meta_train(
     context: typer.Context,
     *,
@@ -30,7 +29,6 @@ def meta_train(
     engine: Annotated[str, typer.Option(help="Of several tasks, a worker each: local processes, or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: one started on this machine.")] = None,
     run: o.RunOptions,
-    people: PopulationOptions,
     out: o.Out = None,
     resume: o.Resume = None,
     json: o.Json = False,
@@ -41,28 +39,15 @@ def meta_train(
     ptb/lstm3). The folder's schedule.safetensors holds three snapshots for the three thirds of a later run.
 
     With several tasks each trains its own network, and all move one schedule by the mean of their meta-gradients.
-    With --population BASE a signal schedule is trained on a distribution of small tasks of its own.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be {' or '.join(ENGINES)}, got {engine!r}.")
     if resume is not None:
-        o.refuse_beside_resume(context, "engine", "address", "workers")
-        if (resume / "tasks.json").is_file():  # asked first: a finished one has a population.json, too
+        o.refuse_beside_resume(context, "engine", "address")
+        if (resume / "tasks.json").is_file():
             resume_many(resume, engine, address, json=json)
-        elif is_population(resume):
-            execute_population(None, resume, engine, address, workers=people.workers, json=json)
         else:
             execute_run(None, resume, json, "meta-train")
-        return
-    if people.population is not None:
-        if tasks:
-            raise ValueError(
-                f"TASK must be left out with --population, got {', '.join(tasks)}; it draws its own tasks."
-            )
-        config = population_config(people, seed=seed, meta_lr=meta_lr, hidden=hidden_size, device=run.device)
-        execute_population(
-            config, o.new_folder(out, f"population-{config.base}"), engine, address, workers=people.workers, json=json
-        )
         return
     from metastep.lab.bench.protocols import meta_training
     from metastep.lab.tasks.table import recipe_of

@@ -181,7 +181,8 @@ def new_folder(out: Path | None, what: str) -> Path:
         "compare.json": "a comparison",
         "tasks.json": "a run of tasks",
         "experiment.json": "an experiment",
-        "population.json": "a population",
+        "evolution.json": "an evolution",
+        "population.json": "a training of an older version",
     }
     for file, kind in kinds.items():
         if (out / file).exists():

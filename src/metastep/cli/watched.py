@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from metastep.cli.population import sparkline
+from metastep.cli.display import sparkline
 
 if TYPE_CHECKING:
     from metastep.lab.bench.table.scheduled import Base

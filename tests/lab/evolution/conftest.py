@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from metastep.core.policy import Reach
-from metastep.lab.evolution.defaults import SIGNALS
-from metastep.lab.evolution.distribution import TaskSpec, sample_task
 from metastep.lab.evolution.policy import Policy
+from metastep.lab.evolution.task_distribution import TaskSpec, sample_task
+from metastep.lab.evolution.trainer import SIGNALS
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from metastep.lab.bench.names import unknown_name
-from metastep.lab.evolution.defaults import default_config
+from metastep.lab.evolution import default_config
 from metastep.lab.tasks.sources import data_roots
 from metastep.schedules import (
     Constant,

@@ -1,6 +1,6 @@
-"""Meta-training over a population of networks, on many tasks at once."""
+"""Training a signal schedule by evolution: populations of perturbed weights, on many small tasks."""
 
 from metastep.lab.evolution.policy import Policy
-from metastep.lab.evolution.trainer import PopulationConfig, PopulationTrainer
+from metastep.lab.evolution.trainer import EvolutionConfig, EvolutionTrainer, default_config
 
-__all__ = ["Policy", "PopulationConfig", "PopulationTrainer"]
+__all__ = ["EvolutionConfig", "EvolutionTrainer", "Policy", "default_config"]

@@ -1,7 +1,7 @@
-r"""Base optimizers for a population: each member with its own rate, all of them in one tensor.
+r"""Base optimizers for networks that train side by side: each network with its own rate, all of them in one tensor.
 
-The parameters of P networks are the rows of one tensor, (P, D); a step is a handful of operations on it. The rules are
-those of torch.optim, to rounding:
+The parameters of P networks are the rows of one tensor, (P, D); a step is a handful of operations on it. The updates
+are those of torch.optim, to rounding:
 
 .. math::
     \text{SGD:}\quad v &\leftarrow \mu v + g + \lambda \theta, \qquad u = v \\
@@ -18,8 +18,8 @@ from torch import Tensor
 Base = Literal["sgd", "adamw"]
 
 
-class Rule(ABC):
-    """A direction for every member from its gradient, with the state that the direction needs.
+class BaseOptimizer(ABC):
+    """A direction for every network from its gradient, with the state that the direction needs.
 
     Attributes:
         direction: u of the last step that was taken, (P, D): the displacement over the rate.
@@ -35,14 +35,14 @@ class Rule(ABC):
             parameters: (P, D).
             gradient: (P, D), finite; it may be overwritten.
             rate: (P,); or (P, C), of each of C pieces of equal length into which the row is cut.
-            taken: (P,) 1.0, or 0.0 for a member that skips this step: nothing of it changes.
+            taken: (P,) 1.0, or 0.0 for a network that skips this step: nothing of it changes.
         """
 
     @abstractmethod
     def state(self) -> list[Tensor]:
         """The tensors that a resumed run needs; they are written in place."""
 
-    def _move(self, parameters: Tensor, rate: Tensor, taken: Tensor) -> None:
+    def _apply(self, parameters: Tensor, rate: Tensor, taken: Tensor) -> None:
         """Take the step along the direction."""
         if rate.ndim == 1:
             parameters.addcmul_(self.direction, (rate * taken)[:, None], value=-1)
@@ -51,7 +51,7 @@ class Rule(ABC):
             parameters.view(*rate.shape[:2], -1).addcmul_(self.direction.view(*rate.shape[:2], -1), rate, value=-1)
 
 
-class SGD(Rule):
+class SGD(BaseOptimizer):
     """Stochastic gradient descent with momentum and (coupled) weight decay, as ``torch.optim.SGD``."""
 
     def __init__(self, like: Tensor, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
@@ -64,15 +64,15 @@ class SGD(Rule):
             gradient.add_(parameters, alpha=self.weight_decay)
         keep = 1 + (self.momentum - 1) * taken
         self.direction.mul_(keep[:, None]).addcmul_(gradient, taken[:, None])
-        self._move(parameters, rate, taken)
+        self._apply(parameters, rate, taken)
 
     def state(self) -> list[Tensor]:
-        """The tensors of the direction."""
+        """The momentum, which is the direction."""
         return [self.direction]
 
 
-class AdamW(Rule):
-    """Adam with decoupled weight decay, as ``torch.optim.AdamW``; each member counts the steps it took."""
+class AdamW(BaseOptimizer):
+    """Adam with decoupled weight decay, as ``torch.optim.AdamW``; each network counts the steps it took."""
 
     def __init__(
         self, like: Tensor, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
@@ -92,15 +92,15 @@ class AdamW(Rule):
         torch.sqrt(self.square, out=self.direction).div_(correction).add_(self.eps)
         torch.div(self.mean, self.direction, out=self.direction)
         self.direction.div_((1 - slow**steps)[:, None]).add_(parameters, alpha=self.weight_decay)
-        self._move(parameters, rate, taken)
+        self._apply(parameters, rate, taken)
 
     def state(self) -> list[Tensor]:
-        """The tensors of the direction."""
+        """The direction, both moments and the counts of steps."""
         return [self.direction, self.mean, self.square, self.steps]
 
 
-def make_rule(base: Base, like: Tensor, *, momentum: float, weight_decay: float) -> Rule:
-    """The rule of a task: ``momentum`` is SGD's (AdamW has its own betas).
+def make_base_optimizer(base: Base, like: Tensor, *, momentum: float, weight_decay: float) -> BaseOptimizer:
+    """The base optimizer of a task: ``momentum`` is SGD's (AdamW has its own betas).
 
     Raises:
         ValueError: for another base.

@@ -1,7 +1,7 @@
-"""Small networks for a population: P sets of weights, one batch, and every product a batched one.
+"""Small networks in P copies: P sets of weights, one batch, and every product a batched one.
 
 A network is a list of parameter shapes with their initial spread, and a function of P parameter sets and one batch of
-inputs. All members start at the same weights and see the same batch; only their rates differ.
+inputs. All copies start at the same weights and see the same batch; only their rates differ.
 """
 
 import math
@@ -34,7 +34,7 @@ class Weight:
 
 
 class Network(ABC):
-    """Outputs of P members for one batch."""
+    """Outputs of P copies for one batch."""
 
     weights: list[Weight]
 
@@ -44,12 +44,12 @@ class Network(ABC):
 
         Args:
             parameters: for each weight (P, *shape).
-            inputs: one batch for all members, (B, ...).
+            inputs: one batch for all copies, (B, ...).
         """
 
     @property
     def size(self) -> int:
-        """D, the parameters of one member."""
+        """D, the parameters of one copy."""
         return sum(weight.size for weight in self.weights)
 
     def split(self, flat: Tensor, piece: int = 1) -> list[Tensor]:
@@ -61,7 +61,7 @@ class Network(ABC):
         ]
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """Initial weights of one member, (D,), float32 on the CPU."""
+        """Initial weights of one copy, (D,), float32 on the CPU."""
         parts = [torch.randn(w.size, generator=generator) * w.std + w.mean for w in self.weights]
         return torch.cat(parts)
 
@@ -129,7 +129,7 @@ class MLP(Network):
 class ConvNet(Network):
     """3 x 3 convolutions, halving the resolution after the first, a global mean and a linear layer.
 
-    The members are groups of one convolution, (B, P C, H, W); the first, whose input they share, has no groups.
+    The copies are groups of one convolution, (B, P C, H, W); the first, whose input they share, has no groups.
     """
 
     def __init__(
@@ -146,16 +146,16 @@ class ConvNet(Network):
 
     def forward(self, parameters: list[Tensor], inputs: Tensor) -> Tensor:
         """(B, ...) to (P, ..., outputs)."""
-        parts, members, x = _Parts(parameters), len(parameters[0]), inputs
+        parts, copies, x = _Parts(parameters), len(parameters[0]), inputs
         for block in range(self.blocks):
             bias, kernel = parts.vector().flatten(), parts.matrix().flatten(0, 1)
-            groups, stride = (members, 2) if block else (1, 1)
+            groups, stride = (copies, 2) if block else (1, 1)
             x = conv2d(x, kernel, bias, stride=stride, padding=1, groups=groups)
             if self.batch_norm:
                 scale, shift = parts.vector().flatten(), parts.vector().flatten()
                 x = batch_norm(x, None, None, scale, shift, training=True)
             x = self.activation(x)
-        x = x.mean((2, 3)).view(len(inputs), members, -1).transpose(0, 1)
+        x = x.mean((2, 3)).view(len(inputs), copies, -1).transpose(0, 1)
         return parts.linear(x)
 
 
@@ -174,21 +174,21 @@ class Transformer(Network):
         """(B, ...) to (P, ..., outputs)."""
         parts, (batch, time) = _Parts(parameters), inputs.shape
         embedding, positions = parts.matrix(), parts.matrix()
-        members = len(embedding)
+        copies = len(embedding)
         x = embedding[:, inputs] + positions[:, None, :time]
-        x = x.view(members, batch * time, self.width)
+        x = x.view(copies, batch * time, self.width)
         for _ in range(self.blocks):
-            x = x + self._attention(parts, parts.norm(x, "layer"), (members, batch, time))
+            x = x + self._attention(parts, parts.norm(x, "layer"), (copies, batch, time))
             x = x + parts.linear(gelu(parts.linear(parts.norm(x, "layer"))))
         x = torch.bmm(parts.norm(x, "layer"), embedding.transpose(1, 2))
-        return x.view(members, batch, time, -1)
+        return x.view(copies, batch, time, -1)
 
     def _attention(self, parts: _Parts, x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-        members, batch, time = shape
-        split = parts.linear(x).view(members * batch, time, 3, self.heads, self.width // self.heads)
+        copies, batch, time = shape
+        split = parts.linear(x).view(copies * batch, time, 3, self.heads, self.width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
-        return parts.linear(mixed.transpose(1, 2).reshape(members, batch * time, self.width))
+        return parts.linear(mixed.transpose(1, 2).reshape(copies, batch * time, self.width))
 
 
 class Recurrent(Network):
@@ -210,11 +210,11 @@ class Recurrent(Network):
         """(B, ...) to (P, ..., outputs)."""
         parts, (batch, time) = _Parts(parameters), inputs.shape
         embedding = parts.matrix()
-        members = len(embedding)
-        x = embedding[:, inputs.t()].reshape(members, time * batch, self.width)
-        x = parts.linear(x).view(members, time, batch, -1)
+        copies = len(embedding)
+        x = embedding[:, inputs.t()].reshape(copies, time * batch, self.width)
+        x = parts.linear(x).view(copies, time, batch, -1)
         recurrent = parts.matrix()
-        hidden = cell = x.new_zeros(members, batch, self.width)
+        hidden = cell = x.new_zeros(copies, batch, self.width)
         states = []
         for step in range(time):
             from_hidden = torch.bmm(hidden, recurrent)
@@ -228,5 +228,5 @@ class Recurrent(Network):
                 cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(enter) * torch.tanh(new)
                 hidden = torch.sigmoid(out) * torch.tanh(cell)
             states.append(hidden)
-        flat = torch.stack(states, 2).view(members, batch * time, self.width)
-        return parts.linear(flat).view(members, batch, time, -1)
+        flat = torch.stack(states, 2).view(copies, batch * time, self.width)
+        return parts.linear(flat).view(copies, batch, time, -1)

@@ -1,57 +1,68 @@
-"""Meta-training over a population, in a folder: checkpoints, a log, the schedule, a record."""
+"""Evolution in a folder that can be resumed: a checkpoint, a log, the schedule, a record."""
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metastep.files import write_atomically
-from metastep.lab.evolution import PopulationConfig, PopulationTrainer
-from metastep.lab.evolution.curve import learned_curve
-from metastep.lab.evolution.distribution import TRAINED_ON
-from metastep.lab.evolution.jobs import Engine, here
-from metastep.lab.runtime.folder import CheckpointFile, Folder
+import torch
+
+from metastep.files import read_json
+from metastep.lab.evolution.base_optimizers import Base
+from metastep.lab.evolution.policy import Policy
+from metastep.lab.evolution.task_distribution import TRAINED_ON, TaskSpec
+from metastep.lab.evolution.trainer import EvolutionConfig, EvolutionTrainer
+from metastep.lab.evolution.vectorised_trainer import VectorisedTrainer
+from metastep.lab.runtime.executor import Executor
+from metastep.lab.runtime.folder import Folder
 from metastep.lab.runtime.provenance import provenance
 from metastep.lab.runtime.stop_signals import never
 from metastep.schedules import SignalSchedule, save_schedule
 
-_SETTINGS = "population.json"
+SETTINGS = "evolution.json"
+#: The settings of a folder until 0.2, whose checkpoint holds another state.
+OLD_SETTINGS = "population.json"
 _SECONDS = 60.0
 #: What LearnedLR calls the optimizers of a base.
 _NAMES = {"sgd": "sgd, sgd-momentum", "adamw": "adamw"}
+#: A perceptron on digits, whose rates show what a schedule does while it is trained.
+_REFERENCE = TaskSpec(
+    family="mlp", data="table:digits", seed=7, train_size=1100, label_noise=0.0, input_scale=1.0, widths=(32,),
+    activation="relu", norm="none", gain=1.0, cell="gru", batch_size=32, steps=200, momentum=0.9, weight_decay=0.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class PopulationProgress:
-    """Where a meta-training stands.
+class EvolutionProgress:
+    """Where an evolution stands.
 
     Attributes:
-        done: steps taken, of the survey and of the meta-optimizer.
+        done: steps taken, of the warm start and of the meta-optimizer.
         total: of both.
-        surveying: whether the survey is still on.
-        meta_loss: mean over the last 20 steps: of the survey, the log loss of the best level.
-        curve: the rate that the schedule sets on a reference task, over that of its first step, at equal intervals.
+        warming_start: whether the warm start is still on.
+        meta_loss: mean over the last 20 steps: of the warm start, the log loss of the best level.
+        curve: the rates that the schedule sets on a reference task, at equal intervals.
     """
 
     done: int
     total: int
-    surveying: bool
+    warming_start: bool
     meta_loss: float
     curve: tuple[float, ...]
 
 
-class PopulationRun:
-    """Trains a signal schedule over a population; stops at any step and goes on bit for bit.
+class EvolutionRun:
+    """Trains a signal schedule by evolution; stops at any step and continues bit for bit.
 
-    The folder then holds ``population.json`` (settings), ``checkpoint.pt``, ``log.jsonl`` (one line a step),
+    The folder then holds ``evolution.json`` (settings), ``checkpoint.pt``, ``log.jsonl`` (one line a step),
     ``schedule.safetensors`` and, at the end, ``record.json``.
 
     Args:
-        config: what to train; None goes on with what the folder holds.
+        config: what to train; None continues what the folder holds.
         folder: where.
-        engine: evaluates the populations of a meta-step.
+        executor: where the populations of a step train; None: in this process.
         should_stop: asked after every step.
         on_progress: told after every step.
         on_note: told of a checkpoint that was damaged.
@@ -62,18 +73,17 @@ class PopulationRun:
 
     def __init__(
         self,
-        config: PopulationConfig | None,
+        config: EvolutionConfig | None,
         folder: Path,
         *,
-        engine: Engine = here,
+        executor: Executor | None = None,
         should_stop: Callable[[], bool] = never,
-        on_progress: Callable[[PopulationProgress], None] | None = None,
+        on_progress: Callable[[EvolutionProgress], None] | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        self.config, self.folder = _settings(config, folder), folder
-        self._trainer = PopulationTrainer(self.config, engine)
+        self.config = _settings(config, folder)
+        self._folder, self._trainer = Folder(folder), EvolutionTrainer(self.config, executor)
         self._should_stop, self._on_progress, self._on_note = should_stop, on_progress, on_note
-        self._checkpoint = CheckpointFile(folder / "checkpoint.pt")
         self._log: list[dict[str, Any]] = []
         self._seconds = 0.0
         self._curve: tuple[float, ...] = ()
@@ -85,10 +95,10 @@ class PopulationRun:
             FolderInUse: if another process works there.
             CheckpointError: if no checkpoint in the folder can be read.
         """
-        with Folder(self.folder):
-            write_atomically(self.folder / _SETTINGS, json.dumps(self.config.as_dict(), indent=1))
-            if self._checkpoint.exists():
-                self._go_on()
+        with self._folder:
+            self._folder.write(SETTINGS, json.dumps(self.config.as_dict(), indent=1))
+            if self._folder.checkpoint.exists():
+                self._resume()
             begun = time.monotonic() - self._seconds
             saved = time.monotonic()
             while not self._trainer.finished:
@@ -100,84 +110,99 @@ class PopulationRun:
                 if stop or time.monotonic() - saved > _SECONDS:
                     self._save()
                     saved = time.monotonic()
-                self._tell()
+                self._report()
                 if stop and not self._trainer.finished:
                     return None
             self._save()
             record = self._record()
-            write_atomically(self.folder / "record.json", json.dumps(record, indent=1, allow_nan=False))
+            self._folder.write("record.json", json.dumps(record, indent=1, allow_nan=False))
             return record
 
     def schedule(self) -> SignalSchedule:
         """The schedule as it is now."""
-        policy = self.config.policy
-        made = SignalSchedule(
-            policy.signals,
-            policy.hidden,
-            policy.recurrent,
-            policy.scope,
-            reach=policy.reach,
-            trained_for=_NAMES[self.config.base],
-        )
+        signals, hidden, recurrent, reach, scope = self.config.policy
+        trained_for = _NAMES[self.config.base]
+        made = SignalSchedule(signals, hidden, recurrent, scope, reach=reach, trained_for=trained_for)
         made.load_flat(self._trainer.average)
         return made
 
-    def _go_on(self) -> None:
-        state, trouble = self._checkpoint.load()
+    def _resume(self) -> None:
+        state, trouble = self._folder.checkpoint.load()
         if trouble and self._on_note is not None:
             self._on_note(trouble)
         self._trainer.load_state_dict(state["trainer"])
         self._seconds, self._log = state["seconds"], state["log"]
 
     def _save(self) -> None:
-        self._checkpoint.save({"trainer": self._trainer.state_dict(), "seconds": self._seconds, "log": self._log})
-        write_atomically(self.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self._log))
+        self._folder.save({"trainer": self._trainer.state_dict(), "seconds": self._seconds, "log": self._log})
+        self._folder.write("log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self._log))
         learned_on = [*TRAINED_ON["data"], *TRAINED_ON["networks"]]
-        save_schedule(self.schedule(), self.folder / "schedule.safetensors", learned_on=learned_on)
+        save_schedule(self.schedule(), self._folder.path / "schedule.safetensors", learned_on=learned_on)
         self._curve = learned_curve(self.config.policy, self.config.base, self._trainer.average)
 
-    def _tell(self) -> None:
-        if self._on_progress is None:
-            return
-        last = [entry["meta_loss"] for entry in self._log[-20:]]
-        total = self.config.survey_tasks + self.config.meta_steps
-        mean = sum(last) / len(last)
-        done, surveying = self._trainer.done, self._trainer.surveying
-        self._on_progress(PopulationProgress(done, total, surveying, mean, self._curve))
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            done, warming_start = self._trainer.done, self._trainer.warming_start
+            self._on_progress(
+                EvolutionProgress(done, self.config.steps, warming_start, self._recent_meta_loss(), self._curve)
+            )
+
+    def _recent_meta_loss(self) -> float:
+        recent = [float(entry["meta_loss"]) for entry in self._log[-20:]]
+        return sum(recent) / max(len(recent), 1)
 
     def _record(self) -> dict[str, Any]:
-        last = [entry["meta_loss"] for entry in self._log[-20:]]
         return {
-            "kind": "population",
+            "kind": "evolution",
             "status": "finished",
             "config": self.config.as_dict(),
             "trained_on": {name: list(items) for name, items in TRAINED_ON.items()},
             "steps": self._trainer.done,
             "skipped": self._trainer.skipped,
             "seconds": round(self._seconds, 1),
-            "final_meta_loss": sum(last) / max(len(last), 1),
+            "final_meta_loss": self._recent_meta_loss(),
             "curve": list(self._curve),
             **provenance(self.config.device),
         }
 
 
-def _settings(config: PopulationConfig | None, folder: Path) -> PopulationConfig:
-    path = folder / _SETTINGS
-    found = _read(path) if path.is_file() else None
+def learned_curve(policy: Policy, base: Base, weights: torch.Tensor, points: int = 20) -> tuple[float, ...]:
+    """The rates on the reference task, at equal intervals from the second step on.
+
+    With a rate for each layer, their geometric mean.
+
+    Args:
+        policy: what the schedule reads, and how it moves.
+        base: of the optimizer.
+        weights: of the schedule, (N,).
+        points: how many rates.
+    """
+    trainer = VectorisedTrainer(_REFERENCE, base, policy, torch.tensor([0.1 if base == "sgd" else 1e-3]))
+    trainer.advance(weights[None], 2)
+    rates = []
+    for _ in range(points):
+        rates.append(float(trainer.rates * trainer.log_multiplier.mean().exp()))
+        trainer.advance(weights[None], _REFERENCE.steps // points)
+    return tuple(rates)
+
+
+def _settings(config: EvolutionConfig | None, folder: Path) -> EvolutionConfig:
+    if (folder / OLD_SETTINGS).is_file():
+        raise ValueError(
+            f"{folder} holds a training of an older version, whose checkpoint cannot be resumed; continue from its "
+            f"weights in a new folder: metastep evolve BASE --start-from {folder / 'schedule.safetensors'}."
+        )
+    path = folder / SETTINGS
+    found = None
+    if path.is_file():
+        try:
+            found = EvolutionConfig.from_dict(read_json(path, dict[str, Any]))
+        except ValueError as error:
+            raise ValueError(f"{path} must hold the settings of an evolution: {error}") from error
     if config is None and found is None:
-        raise ValueError(f"resume must be a folder with a population's {_SETTINGS}, {folder} holds none.")
+        raise ValueError(f"resume must be a folder with {SETTINGS}, the settings of an evolution; {folder} has none.")
     if config is not None and found is not None and found != config:
-        raise ValueError(f"out must be a new folder, {folder} holds a population of other settings; --resume it.")
+        raise ValueError(f"out must be a new folder, {folder} holds an evolution of other settings; --resume it.")
     settings = config or found
     assert settings is not None
     return settings
-
-
-def _read(path: Path) -> PopulationConfig:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, Mapping):
-            raise TypeError
-        return PopulationConfig.from_dict(dict(values))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a population's settings, got something else ({error!r}).") from error

@@ -1,61 +1,135 @@
-"""The members of a population: P policies, each of which sets the rate of its own copy of one task's network."""
+"""Vectorised training: P networks side by side on one task, each at the rates of its own schedule.
 
+All networks start from the same weights and see the same batches; only their schedules and initial rates differ. Their
+parameters are the rows of one tensor, (P, D), and each product is a batched one.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from metastep.core.policy import init_hidden, land, move, signal_policy, unpack_weights
 from metastep.core.signal_state import SignalState, init_signals
 from metastep.core.signals import features, layer_features, layer_signals, observe
-from metastep.lab.evolution.data import Data
-from metastep.lab.evolution.distribution import TaskSpec
-from metastep.lab.evolution.layout import PIECE, Layout
+from metastep.lab.evolution.base_optimizers import Base, make_base_optimizer
 from metastep.lab.evolution.networks import Network
-from metastep.lab.evolution.policy import Policy, check_scope
-from metastep.lab.evolution.rules import Base, make_rule
+from metastep.lab.evolution.policy import Policy
+from metastep.lab.evolution.task_distribution import Examples, TaskSpec
 
-#: No loss counts as more than this, so that a member that is lost does not own an average.
+#: No loss counts as more than this, so that a network that is lost does not dominate an average.
 WORST_LOSS = 20.0
+#: Numbers in a piece: longer ones add up faster, but more is left over behind each bias.
+PIECE = 32
 
 
-def losses(network: Network, parameters: list[Tensor], data: Data, examples: tuple[Tensor, ...]) -> Tensor:
-    """The mean loss of each member, (P,): cross-entropy in nats, or the mean squared error."""
+def losses(network: Network, parameters: list[Tensor], data: Examples, examples: tuple[Tensor, ...]) -> Tensor:
+    """The mean loss of each network, (P,): cross-entropy in nats, or the mean squared error."""
     if data.kind == "tokens":
         inputs, targets = examples[0][:, :-1], examples[0][:, 1:]
     else:
         inputs, targets = examples
     outputs = network.forward(parameters, inputs)
-    members = len(outputs)
     if data.kind == "numbers":
         return (outputs - targets).square().flatten(1).mean(1)
-    flat = outputs.reshape(-1, data.outputs)
-    return cross_entropy(flat, targets.flatten().repeat(members), reduction="none").view(members, -1).mean(1)
+    flat, count = outputs.reshape(-1, data.outputs), len(outputs)
+    return cross_entropy(flat, targets.flatten().repeat(count), reduction="none").view(count, -1).mean(1)
 
 
-class Members:
-    """P networks in training on one task, in one batched pass a step.
+class Packing:
+    """How the parameters of networks are packed into rows, (P, D), so that those of a layer can be summed and moved.
 
-    All members start from the same weights and see the same batches. Nothing is read back from the device in a step.
+    A layer is a parameter tensor, as in ``SignalSchedule(scope="layer")``. Each of the L layers begins at a multiple of
+    the piece's length; what is left of its last piece stays 0. Sums over layers are then sums over C pieces, all of one
+    length, and a small product with the table that says to which layer a piece belongs: a handful of operations,
+    however many layers there are.
 
-    A policy of scope "layer" sets a rate for each of L parameter tensors: what has a number for each member, (P,), then
-    has one for each of its layers, (P, L).
+    Args:
+        network: whose parameters.
+        piece: numbers in a piece; 1 leaves nothing over.
+        like: of the dtype and on the device of the parameters.
+
+    Attributes:
+        layers: L.
+        width: D, what is left over included.
+    """
+
+    def __init__(self, network: Network, piece: int, like: Tensor) -> None:
+        self.network, self.piece, self.layers = network, piece, len(network.weights)
+        pieces = [-(-weight.size // piece) for weight in network.weights]
+        self.width = sum(pieces) * piece
+        self._left = [count * piece - weight.size for count, weight in zip(pieces, network.weights, strict=True)]
+        self._pieces, self._zeros = pieces, like.new_zeros(0)
+
+    @cached_property
+    def _of(self) -> Tensor:
+        """The layer of each piece, (C,)."""
+        return torch.arange(self.layers).repeat_interleave(torch.tensor(self._pieces)).to(self._zeros.device)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """1 where a piece is of a layer, (C, L)."""
+        return one_hot(self._of, self.layers).to(self._zeros)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Views of (P, D) as the parameters, each (P, *shape)."""
+        return self.network.split(flat, self.piece)
+
+    def join(self, parts: Sequence[Tensor], out: Tensor) -> Tensor:
+        """Write the parameters, or their gradients, into rows, (P, D), with 0 in what is left over."""
+        if len(self._zeros) != len(out):
+            self._zeros = out.new_zeros(len(out), self.piece)
+        flat = []
+        for part, left in zip(parts, self._left, strict=True):
+            flat.append(part.flatten(1))
+            if left:
+                flat.append(self._zeros[:, :left])
+        return torch.cat(flat, 1, out=out)
+
+    def sums(self, products: Tensor, *rows: Tensor) -> Tensor:
+        """Return sums over layers, (1 + rows, P, L): of the products, (P, D), and of the squares of each of the rows.
+
+        What is not finite in a layer makes its sum NaN, and no other.
+        """
+        cut = (len(products), -1, self.piece)
+        squares = [vector_norm(row.view(cut), dim=-1) ** 2 for row in rows]
+        pieces = torch.stack((products.view(cut).sum(-1), *squares))
+        finite = pieces.nan_to_num(0, 0, 0)
+        spoiled = (finite != pieces).to(pieces)  # counted apart, because 0 times NaN would spread it to all layers
+        return torch.where(spoiled @ self._table > 0, torch.nan, finite @ self._table)
+
+    def of_pieces(self, values: Tensor) -> Tensor:
+        """The values of layers, (P, L), for each piece, (P, C)."""
+        return values.index_select(1, self._of)
+
+    def of_parameters(self, values: Tensor) -> Tensor:
+        """The values of layers, (P, L), for each parameter, (P, D)."""
+        return self.of_pieces(values).repeat_interleave(self.piece, 1)
+
+
+class VectorisedTrainer:
+    """P networks in training on one task, in one batched pass a step. Nothing is read back from the device in a step.
+
+    A policy of scope "layer" sets a rate for each of L parameter tensors: what has a number for each network, (P,),
+    then has one for each of its layers, (P, L).
 
     Args:
         spec: the task.
         base: "sgd" or "adamw".
         policy: what the schedules are made of.
-        rates: initial rate of each member, (P,).
+        rates: initial rate of each network, (P,).
         horizon_known: whether the policies may know T.
         loss_known: whether they may see the loss.
         device: where to train.
         dtype: of all numbers.
 
     Attributes:
-        parameters: of all members, (P, D), as :attr:`layout` says.
-        layout: where in a row each parameter is.
+        parameters: of all networks, (P, D), as :attr:`packing` says.
+        packing: where in a row each parameter is.
         observed: what the signals remember, (P,); or (P, 1 + L), of the network and of each layer.
         log_multiplier: m, (P,) or (P, L).
         displacement_rate: of the last step, 0 if it was skipped, (P,) or (P, L).
@@ -78,17 +152,19 @@ class Members:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        check_scope(policy)
+        policy.check_scope()
         self.spec, self.policy, self.data = spec, policy, spec.load()
         self.network = spec.network(self.data)
         self.known = horizon_known, loss_known
-        self._chance = torch.Generator().manual_seed(spec.seed)
+        self._generator = torch.Generator().manual_seed(spec.seed)
         self.rates = rates.to(device, dtype)
         self.layered = policy.scope == "layer"
-        self.layout = Layout(self.network, PIECE if self.layered else 1, self.rates)
-        start = self.network.split(self.network.init(self._chance)[None].to(device, dtype))
-        self.parameters = self.layout.join(start, self.rates.new_empty(1, self.layout.width)).repeat(len(rates), 1)
-        self.rule = make_rule(base, self.parameters, momentum=spec.momentum, weight_decay=spec.weight_decay)
+        self.packing = Packing(self.network, PIECE if self.layered else 1, self.rates)
+        start = self.network.split(self.network.init(self._generator)[None].to(device, dtype))
+        self.parameters = self.packing.join(start, self.rates.new_empty(1, self.packing.width)).repeat(len(rates), 1)
+        self.optimizer = make_base_optimizer(
+            base, self.parameters, momentum=spec.momentum, weight_decay=spec.weight_decay
+        )
         self._train = tuple(part.to(device) for part in self._training_examples())
         self.validation = tuple(part.to(device) for part in self._scaled(self.data.valid))
         if dtype == torch.float64:
@@ -96,17 +172,17 @@ class Members:
                 tuple(p.double() if p.is_floating_point() else p for p in part)
                 for part in (self._train, self.validation)
             )
-        shape = (len(rates), *((self.layout.layers,) if self.layered else ()))
+        shape: tuple[int, ...] = (len(rates), self.packing.layers) if self.layered else (len(rates),)
         self.observed = init_signals((len(rates), 1 + shape[1]) if self.layered else shape, dtype, device)
         self.log_multiplier = self.rates.new_full(shape, policy.reach.start)
         self.hidden = init_hidden(shape, policy.hidden, policy.recurrent, self.rates)
         self.displacement_rate = self.rates.new_zeros(shape)
-        places = [policy.signals.index(name) for name in layer_signals(policy.signals)]
-        self._own = torch.tensor(places, dtype=torch.int64, device=device)  # of a layer's own signals among all
+        own = [policy.signals.index(name) for name in layer_signals(policy.signals)]
+        self._own = torch.tensor(own, dtype=torch.int64, device=device)  # of a layer's own signals among all
         self.steps = 0
         self._order = torch.empty(0, dtype=torch.int64)
         self._buffers = torch.empty_like(self.parameters), torch.empty_like(self.parameters)
-        self._leaves = [part.requires_grad_() for part in self.layout.split(self.parameters.detach())]
+        self._leaves = [part.requires_grad_() for part in self.packing.split(self.parameters.detach())]
 
     @property
     def finished(self) -> bool:
@@ -126,7 +202,7 @@ class Members:
         """Train for some steps, at most to T, under the policies of these weights, (P, N).
 
         Returns:
-            The mean of each member's training loss over the steps, (P,), each loss at most :data:`WORST_LOSS`.
+            The mean of each network's training loss over the steps, (P,), each loss at most :data:`WORST_LOSS`.
         """
         parts = self.unpack(weights)
         total = torch.zeros_like(self.rates)
@@ -148,12 +224,12 @@ class Members:
             found = torch.autograd.grad(loss.sum(), self._leaves)
         with torch.no_grad():
             gradient, products = self._buffers  # kept: fresh memory of this size costs more than what is done with it
-            self.layout.join(found, gradient)
+            self.packing.join(found, gradient)
             loss = loss.detach()
-            rate = self.rate(policy, loss, gradient, torch.mul(gradient, self.rule.direction, out=products))
+            rate = self.rate(policy, loss, gradient, torch.mul(gradient, self.optimizer.direction, out=products))
             taken = 1 - self._of_network(self.observed.braked)
-            applied = self.layout.of_pieces(rate) if self.layered else rate
-            self.rule.step(self.parameters, gradient.nan_to_num_(0, 0, 0), applied, taken.flatten())
+            applied = self.packing.of_pieces(rate) if self.layered else rate
+            self.optimizer.step(self.parameters, gradient.nan_to_num_(0, 0, 0), applied, taken.flatten())
             self.displacement_rate = rate * taken
             self.steps += 1
         return loss
@@ -163,7 +239,7 @@ class Members:
 
         Args:
             policy: the weights, of :meth:`unpack`.
-            loss: of each member, (P,).
+            loss: of each network, (P,).
             gradient: (P, D).
             products: of each gradient and the last direction, number by number, (P, D).
         """
@@ -194,22 +270,22 @@ class Members:
         return (
             size * products.sum(1),
             vector_norm(gradient, dim=1) ** 2,
-            (size * vector_norm(self.rule.direction, dim=1)) ** 2,
+            (size * vector_norm(self.optimizer.direction, dim=1)) ** 2,
             vector_norm(self.parameters, dim=1) ** 2,
         )
 
     def _measure_layers(self, gradient: Tensor, products: Tensor) -> tuple[Tensor, ...]:
         """The same of each network and of its layers, (P, 1 + L)."""
         size = self.displacement_rate
-        along, grad_sq, direction_sq, param_sq = self.layout.sums(
-            products, gradient, self.rule.direction, self.parameters
+        along, grad_sq, direction_sq, param_sq = self.packing.sums(
+            products, gradient, self.optimizer.direction, self.parameters
         )
         layers = torch.stack((size * along, grad_sq, size**2 * direction_sq, param_sq))
         return torch.cat((layers.sum(-1, keepdim=True), layers), -1).unbind()
 
-    def _each(self, of_members: Tensor) -> Tensor:
+    def _each(self, values: Tensor) -> Tensor:
         """(P, ...) so that it broadcasts over layers, if there are any."""
-        return of_members.unsqueeze(1) if self.layered else of_members
+        return values.unsqueeze(1) if self.layered else values
 
     def _of_network(self, observed: Tensor) -> Tensor:
         """(P,), or (P, 1) of (P, 1 + L)."""
@@ -217,7 +293,7 @@ class Members:
 
     @torch.no_grad()
     def validate(self) -> Tensor:
-        """The validation loss of each member, (P,), at most :data:`WORST_LOSS`."""
+        """The validation loss of each network, (P,), at most :data:`WORST_LOSS`."""
         leaves = [leaf.detach() for leaf in self._leaves]
         return bounded(losses(self.network, leaves, self.data, self.validation))
 
@@ -229,8 +305,8 @@ class Members:
             return kept
         inputs, targets = self._scaled(kept)
         if self.data.kind == "classes" and self.spec.label_noise:
-            wrong = torch.rand(len(targets), generator=self._chance) < self.spec.label_noise
-            drawn = torch.randint(self.data.outputs, targets.shape, generator=self._chance)
+            wrong = torch.rand(len(targets), generator=self._generator) < self.spec.label_noise
+            drawn = torch.randint(self.data.outputs, targets.shape, generator=self._generator)
             targets = torch.where(wrong, drawn, targets)
         return inputs, targets
 
@@ -240,10 +316,10 @@ class Members:
         return examples[0] * self.spec.input_scale, *examples[1:]
 
     def next_batch(self) -> tuple[Tensor, ...]:
-        """The next examples, the same for all members."""
+        """The next examples, the same for all networks."""
         size = min(self.spec.batch_size, len(self._train[0]))
         if len(self._order) < size:
-            self._order = torch.randperm(len(self._train[0]), generator=self._chance)
+            self._order = torch.randperm(len(self._train[0]), generator=self._generator)
         rows, self._order = self._order[:size], self._order[size:]
         return tuple(part[rows.to(part.device)] for part in self._train)
 
@@ -253,22 +329,22 @@ class Members:
         """All that changes while training, as tensors and plain values."""
         return {
             "parameters": self.parameters,
-            "rule": self.rule.state(),
+            "optimizer": self.optimizer.state(),
             "signals": self.observed.packed(),
             "log_multiplier": self.log_multiplier,
             "hidden": self.hidden,
             "displacement_rate": self.displacement_rate,
             "steps": self.steps,
             "order": self._order.clone(),
-            "chance": self._chance.get_state(),
+            "generator": self._generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, in members made in the same way."""
+        """Continue from :meth:`state_dict`, in a trainer made in the same way."""
         like = self.parameters
         with torch.no_grad():
             self.parameters.copy_(state["parameters"])
-            for mine, saved in zip(self.rule.state(), state["rule"], strict=True):
+            for mine, saved in zip(self.optimizer.state(), state["optimizer"], strict=True):
                 mine.copy_(saved)
         self.observed = SignalState.unpacked(state["signals"].to(like))
         self.log_multiplier = state["log_multiplier"].to(like)
@@ -276,7 +352,7 @@ class Members:
         self.displacement_rate = state["displacement_rate"].to(like)
         self.steps = state["steps"]
         self._order = state["order"]
-        self._chance.set_state(state["chance"])
+        self._generator.set_state(state["generator"])
 
 
 def bounded(loss: Tensor) -> Tensor:

@@ -1,25 +1,25 @@
-r"""A survey: what do the signals look like where the rate is too low or too high?
+r"""A supervised warm start: weights that raise the rate where it is too low and lower it where it is too high.
 
-On each task half of a population trains at fixed levels c: the rate lands at :math:`|u| / |\theta| = c / \sqrt T` and
-then only anneals. The other half changes its level once, to one that may be far off: a schedule that went astray must
-know the way back. What the signals were on the way is kept, and how well each fixed level ended. A network is then
-fitted that reads the signals of a level c at some moment and names the shift of log c,
-:math:`s = 1.5\, (1 - t / T)\, d`, after which the outcome, interpolated between the fixed levels, is best: its drive d
+First comes a sweep over rates. On each task half of the networks train at fixed levels c: the initial update-to-weight
+ratio is :math:`|u| / |\theta| = c / \sqrt T`, and the rate then only anneals. The other half changes its level once, to
+one that may be far off: a schedule that went astray must know the way back. What the signals were on the way is kept,
+and how well each fixed level ended. A network is then fitted that reads the signals of a level c at some moment and
+names the shift of log c,
+:math:`s = 1.5\, (1 - t / T)\, d`, after which the outcome, interpolated between the fixed levels, is best: its action d
 is above 0 where the rate is too low.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from metastep.core.policy import Reach, move, signal_policy, unpack_weights, weight_shapes
 from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names, features
-from metastep.lab.evolution.jobs import Job, fitness
-from metastep.lab.evolution.members import Members
 from metastep.lab.evolution.policy import Policy
+from metastep.lab.evolution.population import Population, fitness
+from metastep.lab.evolution.vectorised_trainer import VectorisedTrainer
 
 #: The levels c, in equal ratios: the best of them is nearly always inside.
 LEVELS = torch.logspace(math.log10(0.03), math.log10(20), 12)
@@ -37,73 +37,70 @@ _BATCH, _RATE = 2048, 0.01
 
 
 @dataclass(frozen=True)
-class Findings:
-    """Of one task: what was seen, and how it ended.
+class RateSweep:
+    """A sweep over rates on one task: the features on the way, and how each level ended.
 
     Attributes:
-        seen: features at M moments of each of P members, (M, P, F), float16.
-        places: where among :data:`LEVELS` each of them was, from 0 to K - 1 or beyond, (M, P).
+        features: at M moments, of each of P networks, (M, P, F), float16.
+        positions: where among :data:`LEVELS` each of them was, from 0 to K - 1 or beyond, (M, P).
         moments: t / T, (M,).
         fitness: of each of the K levels, (K,).
     """
 
-    seen: Tensor
-    places: Tensor
+    features: Tensor
+    positions: Tensor
     moments: Tensor
     fitness: Tensor
 
-    def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {name: getattr(self, name) for name in ("seen", "places", "moments", "fitness")}
 
+class _SweepTrainer(VectorisedTrainer):
+    """Networks at given levels, first the fixed ones, then the others; what a policy would see is noted."""
 
-class _AtLevels(Members):
-    """Members whose levels are given, and who note what a policy would see: first the fixed ones, then the others."""
-
-    def __init__(self, job: Job) -> None:
-        reach = Reach(start=job.policy.reach.start, lower=-math.inf, upper=math.inf, landing=1.0, anneals=True)
-        policy = job.policy._replace(scope="network", reach=reach)
-        rates = torch.full((2 * len(LEVELS),), math.exp(job.log_rates[0]))
-        super().__init__(job.spec, job.base, policy, rates, device=job.device)
-        chance = torch.Generator().manual_seed(job.seed)
-        before, after = (_log_uniform(*span, chance) for span in (_BEFORE, _AFTER))
-        moment = 0.05 + 0.8 * torch.rand(len(LEVELS), generator=chance)
+    def __init__(self, population: Population) -> None:
+        reach = Reach(start=population.policy.reach.start, lower=-math.inf, upper=math.inf, landing=1.0, anneals=True)
+        policy = population.policy._replace(scope="network", reach=reach)
+        rates = torch.full((2 * len(LEVELS),), math.exp(population.log_rates[0]))
+        super().__init__(population.spec, population.base, policy, rates, device=population.device)
+        generator = torch.Generator().manual_seed(population.seed)
+        before, after = (_log_uniform(*span, generator) for span in (_BEFORE, _AFTER))
+        moment = 0.05 + 0.8 * torch.rand(len(LEVELS), generator=generator)
         fixed = LEVELS.log()
         self._levels = torch.cat((fixed, before)).to(self.rates)
         self._change = torch.cat((torch.zeros_like(fixed), after - before)).to(self.rates)
-        self._changes_at = torch.cat((torch.zeros_like(fixed), (moment * job.spec.steps).round())).to(self.rates)
+        self._changes_at = torch.cat((torch.zeros_like(fixed), (moment * population.spec.steps).round())).to(self.rates)
         late = torch.linspace(0.0, 0.95, 28).square() * 0.5 + torch.linspace(0.0, 0.95, 28) * 0.5
-        self.moments = sorted({2, *(round(moment * job.spec.steps) for moment in late.tolist()[1:])})
+        self.moments = sorted({2, *(round(moment * population.spec.steps) for moment in late.tolist()[1:])})
         self.seen: list[Tensor] = []
-        self.places: list[Tensor] = []
+        self.positions: list[Tensor] = []
 
     def choose(self, policy: dict[str, Tensor], start: Tensor) -> Tensor:
         changed = self._changes_at < self.steps
         start = start + self.signals.landing * self._levels + (self._changes_at == self.steps) * self._change
         if self.steps in self.moments:
             self.seen.append(features(self.signals, start, self.steps, self.spec.steps, self.policy.signals))
-            self.places.append((self._levels + changed * self._change - LEVELS[0].log()) / _SPACING)
+            self.positions.append((self._levels + changed * self._change - LEVELS[0].log()) / _SPACING)
         still = torch.zeros_like(start)
         return move(start, still, self.signals.cut, self.spec.steps, True, self.policy.reach, step=self.steps)
 
 
-def _log_uniform(low: float, high: float, chance: torch.Generator) -> Tensor:
+def _log_uniform(low: float, high: float, generator: torch.Generator) -> Tensor:
     """The logarithm of as many numbers as there are levels, (K,)."""
-    return math.log(low) + torch.rand(len(LEVELS), generator=chance) * math.log(high / low)
+    return math.log(low) + torch.rand(len(LEVELS), generator=generator) * math.log(high / low)
 
 
-def survey(job: Job) -> Findings:
-    """Train a population at all levels on a job's task, from the initial rate of its first pair."""
-    members = _AtLevels(job)
-    training, validation = members.run(torch.zeros(len(members.rates), members.policy.size, device=job.device))
+def sweep_rates(population: Population) -> RateSweep:
+    """Train networks at all levels on a population's task, from the initial rate of its first pair."""
+    trainer = _SweepTrainer(population)
+    training, validation = trainer.run(torch.zeros(len(trainer.rates), trainer.policy.size, device=population.device))
     reached = fitness(training, validation)[: len(LEVELS)]
-    moments = torch.tensor(members.moments[: len(members.seen)]) / job.spec.steps
-    return Findings(torch.stack(members.seen).half().cpu(), torch.stack(members.places).cpu(), moments, reached.cpu())
+    moments = torch.tensor(trainer.moments[: len(trainer.seen)]) / population.spec.steps
+    seen, positions = torch.stack(trainer.seen).half().cpu(), torch.stack(trainer.positions).cpu()
+    return RateSweep(seen, positions, moments, reached.cpu())
 
 
-def regrets(found: Findings) -> Tensor:
+def regrets(sweep: RateSweep) -> Tensor:
     """How far each level ended above the best, (K,), smoothed over neighbours, at most :data:`_LOST`."""
-    above = (found.fitness - found.fitness.min()).clamp(max=_LOST)
+    above = (sweep.fitness - sweep.fitness.min()).clamp(max=_LOST)
     ends = torch.cat((above[:1], above, above[-1:]))
     return ends[:-2] / 4 + ends[1:-1] / 2 + ends[2:] / 4
 
@@ -118,20 +115,22 @@ def outcome_at(curve: Tensor, position: Tensor) -> Tensor:
     return low * (1 - share) + high * share + _BEYOND * beyond
 
 
-def fit(findings: list[Findings], policy: Policy, seed: int, steps: int) -> Tensor:
-    """Fit the weights of a policy, (N,), to what was found.
+def fit_policy(sweeps: list[RateSweep], policy: Policy, seed: int, steps: int) -> Tensor:
+    """Fit the weights of a policy, (N,), to sweeps.
 
     Args:
-        findings: of a task each.
+        sweeps: of a task each.
         policy: whose signals were noted.
         seed: of the first weights and the batches.
         steps: of Adam, on batches of 2,048 rows.
 
     Raises:
-        ValueError: if nothing was found, or the policy is recurrent (its states were not noted).
+        ValueError: if there is no sweep, or the policy is recurrent (its states were not noted).
     """
-    if not findings or policy.recurrent:
-        raise ValueError("findings must hold a task at least, and the policy must not be recurrent; survey_tasks=0.")
+    if not sweeps or policy.recurrent:
+        raise ValueError(
+            "sweeps must hold a task at least, and the policy must not be recurrent; warm_start_tasks=0 does without."
+        )
     generator = torch.Generator().manual_seed(seed)
     weights = torch.zeros(policy.size)
     sizes = (policy.features, policy.hidden, policy.recurrent)
@@ -139,36 +138,29 @@ def fit(findings: list[Findings], policy: Policy, seed: int, steps: int) -> Tens
     parts["input"].copy_(torch.randn(shapes["input"], generator=generator) * 0.5)
     parts["output"].copy_(torch.randn(shapes["output"], generator=generator) * 0.05)
     weights.requires_grad_()
-    seen, curves, moments, places, shares = _rows(findings)
+    seen, curves, moments, positions, shares = _rows(sweeps)
     optimizer = torch.optim.Adam([weights])
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         rows = torch.multinomial(shares, _BATCH, replacement=True, generator=generator)
         x = _with_gaps(seen[rows].float(), policy.signals, generator)
-        drive, _ = signal_policy(unpack_weights(weights, *sizes), x, x.new_zeros(len(x), 0))
-        shift = _SHIFT * drive * (1 - moments[rows])
-        loss = outcome_at(curves[rows], places[rows] + shift / _SPACING) + 0.02 * drive.square()
+        action, _ = signal_policy(unpack_weights(weights, *sizes), x, x.new_zeros(len(x), 0))
+        shift = _SHIFT * action * (1 - moments[rows])
+        loss = outcome_at(curves[rows], positions[rows] + shift / _SPACING) + 0.02 * action.square()
         optimizer.zero_grad()
         (loss.mean() + 1e-4 * weights.square().sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return weights.detach()
 
 
-def _rows(findings: list[Findings]) -> tuple[Tensor, ...]:
-    """All moments of all members of all tasks as rows; tasks count alike."""
+def _rows(sweeps: list[RateSweep]) -> tuple[Tensor, ...]:
+    """All moments of all networks of all tasks as rows; tasks count alike."""
     parts = []
-    for found in findings:
-        moments, members = found.places.shape
-        count = moments * members
-        parts.append(
-            (
-                found.seen.flatten(0, 1),
-                regrets(found).expand(count, -1),
-                found.moments.repeat_interleave(members),
-                found.places.flatten(),
-                torch.full((count,), 1 / count),
-            )
-        )
+    for sweep in sweeps:
+        networks, count = sweep.positions.shape[1], sweep.positions.numel()
+        moments = sweep.moments.repeat_interleave(networks)
+        curves, shares = regrets(sweep).expand(count, -1), torch.full((count,), 1 / count)
+        parts.append((sweep.features.flatten(0, 1), curves, moments, sweep.positions.flatten(), shares))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
