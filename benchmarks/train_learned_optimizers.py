@@ -24,10 +24,10 @@ from torch import Tensor
 
 import metastep.lab.baselines.learned as learned
 from measuring import write_record
-from metastep.lab.baselines.learned.training import Problem, learn_optimizer
+from metastep.lab.baselines.learned import Problem, learn_optimizer
 from metastep.lab.tasks import load_task
 
-SHIPPED = Path(learned.__file__).parent
+PRETRAINED = Path(learned.__file__).parent
 ACTIVATIONS = (torch.sigmoid, torch.tanh, torch.relu)
 HELD_OUT = {"digits/mlp": 200, "wine/mlp": 100, "breast-cancer/linear": 100}
 RATES = {"sgd": (0.01, 0.03, 0.1, 0.3, 1.0), "adam": (0.001, 0.003, 0.01, 0.03, 0.1)}
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, help="at most so many for each; default: as many as it was learned on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, default=PRETRAINED)
     parser.add_argument("--try-only", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

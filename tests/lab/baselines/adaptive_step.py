@@ -1,4 +1,4 @@
-"""The optimizers that set their own pace: how each is made for the small network, and how each is stepped."""
+"""The optimizers that adapt their own step size: how each is made for the small network, and how each is stepped."""
 
 import torch
 from tests.optim.models import batch
@@ -6,7 +6,7 @@ from tests.optim.models import batch
 import metastep.lab.baselines as ours
 
 # name: (class, arguments)
-PACED = {
+ADAPTIVE = {
     "L4": (ours.L4, {}),
     "L4-adam": (ours.L4, {"direction": "adam"}),
     "SPS": (ours.SPS, {"steps_per_epoch": 5}),
@@ -23,7 +23,7 @@ PACED = {
 
 
 def make(name, parameters, **extra):
-    cls, arguments = PACED[name]
+    cls, arguments = ADAPTIVE[name]
     return cls(parameters, **{**arguments, **extra})
 
 

@@ -1,4 +1,4 @@
-"""What holds for every optimizer that sets its own pace: one table, one contract."""
+"""What holds for every optimizer that adapts its own step size: one table, one contract."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from tests.lab.baselines.adaptive_step import PACED, assert_equal, make, snapshot, squared_error, step_once, train
+from tests.lab.baselines.adaptive_step import ADAPTIVE, assert_equal, make, snapshot, squared_error, step_once, train
 from tests.optim.entrants import saved
 from tests.optim.models import batch, network
 
@@ -15,8 +15,8 @@ import metastep as ms
 from metastep.lab import baselines
 from metastep.lab.baselines.adaptive_step import StepStyle
 
-every = pytest.mark.parametrize("name", PACED)
-MEASURING = [name for name in PACED if PACED[name][0].step_style != "plain"]
+every = pytest.mark.parametrize("name", ADAPTIVE)
+MEASURING = [name for name in ADAPTIVE if ADAPTIVE[name][0].step_style != "plain"]
 
 
 @every
@@ -67,10 +67,10 @@ def test_copies_and_pickles_go_on_alone(name):
     model = network()
     optimizer = make(name, model.parameters())
     train(optimizer, model, 3)
-    twin, twin_optimizer = pickle.loads(pickle.dumps((model, optimizer)))
+    copied, copied_optimizer = pickle.loads(pickle.dumps((model, optimizer)))
     train(optimizer, model, 3, start=3)
-    train(twin_optimizer, twin, 3, start=3)
-    assert_equal(twin, snapshot(model))
+    train(copied_optimizer, copied, 3, start=3)
+    assert_equal(copied, snapshot(model))
 
 
 @every
@@ -207,7 +207,7 @@ def test_a_missing_or_a_strange_loss_is_refused_with_a_remedy(name):
         optimizer.step(*closures)
 
 
-@pytest.mark.parametrize("name", [name for name in PACED if PACED[name][0].step_style == "loss"])
+@pytest.mark.parametrize("name", [name for name in ADAPTIVE if ADAPTIVE[name][0].step_style == "loss"])
 def test_the_closure_of_a_known_loss_is_called_once(name):
     model, calls = network(), []
     optimizer = make(name, model.parameters())
@@ -254,7 +254,7 @@ def test_bad_arguments_are_refused_by_name(cls, arguments, message):
         cls([torch.nn.Parameter(torch.zeros(1))], **arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in PACED if PACED[name][0].step_style != "bilevel"])
+@pytest.mark.parametrize("name", [name for name in ADAPTIVE if ADAPTIVE[name][0].step_style != "bilevel"])
 def test_sparse_gradients_are_refused(name):
     p = torch.nn.Parameter(torch.zeros(3, 2))
     optimizer = make(name, [p])

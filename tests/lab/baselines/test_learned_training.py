@@ -6,8 +6,16 @@ import math
 import pytest
 import torch
 
-from metastep.lab.baselines.learned import L2L, L2LNetwork, RNNProp, RNNPropNetwork
-from metastep.lab.baselines.learned.training import Problem, learn_optimizer, randomly_scaled, with_convex_helper
+from metastep.lab.baselines.learned import (
+    L2L,
+    L2LNetwork,
+    Problem,
+    RNNProp,
+    RNNPropNetwork,
+    learn_optimizer,
+    randomly_scaled,
+    with_convex_helper,
+)
 
 
 def bowl(generator):
@@ -36,17 +44,17 @@ def test_one_update_follows_the_gradient_of_the_mean_loss_along_the_steps():
     torch.manual_seed(0)
     network = RNNPropNetwork(hidden_size=4, num_layers=1).double()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    twin = copy.deepcopy(network)
+    copied = copy.deepcopy(network)
     v = torch.arange(3, dtype=torch.float64)
     problem = Problem(start=[torch.zeros(3, dtype=torch.float64)], loss=lambda parts: (parts[0] - v).square().sum())
     learn_optimizer(network, lambda _: problem, lr=0.1, problems=1, horizon=3, unroll=3, meta_lr=1e-3, clip=1e9)
-    theta, state, losses = torch.zeros(3, dtype=torch.float64), twin.init_state(3), []
+    theta, state, losses = torch.zeros(3, dtype=torch.float64), copied.init_state(3), []
     for step in range(1, 4):
-        direction, state = twin(2 * (theta.detach() - v), state, step)  # the gradient is an input
+        direction, state = copied(2 * (theta.detach() - v), state, step)  # the gradient is an input
         theta = theta - 0.1 * direction
         losses.append((theta - v).square().sum())
     torch.stack(losses).mean().backward()
-    for key, weight in twin.named_parameters():
+    for key, weight in copied.named_parameters():
         moved = network.state_dict()[key] - before[key]
         # Adam's first step is -meta_lr g / (|g| + eps)
         torch.testing.assert_close(moved, -1e-3 * weight.grad / (weight.grad.abs() + 1e-8), rtol=1e-6, atol=1e-12)

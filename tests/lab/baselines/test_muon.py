@@ -59,50 +59,50 @@ def test_without_a_model_the_last_weights_are_the_outputs(net):
 
 
 def test_each_part_takes_the_steps_of_torchs_optimizer_for_it(net):
-    twin = copy.deepcopy(net)
+    copied = copy.deepcopy(net)
     options = {"lr": 0.02, "weight_decay": 0.1}
     mine = MuonAdamW(net.parameters(), model=net, **options)
-    matrices = [twin.hidden.weight]
-    others = [p for p in twin.parameters() if p is not twin.hidden.weight and p is not twin.conv.weight]
-    conv = nn.Parameter(twin.conv.weight.detach().flatten(1))
+    matrices = [copied.hidden.weight]
+    others = [p for p in copied.parameters() if p is not copied.hidden.weight and p is not copied.conv.weight]
+    conv = nn.Parameter(copied.conv.weight.detach().flatten(1))
     muon = torch.optim.Muon([conv, *matrices], adjust_lr_fn="match_rms_adamw", **options)
     adamw = torch.optim.AdamW(others, **options)
     for _ in range(4):
         step(net, mine)
         muon.zero_grad()
         adamw.zero_grad()
-        twin.zero_grad()
-        twin(torch.arange(7)).square().sum().backward()
-        conv.grad = twin.conv.weight.grad.flatten(1)
+        copied.zero_grad()
+        copied(torch.arange(7)).square().sum().backward()
+        conv.grad = copied.conv.weight.grad.flatten(1)
         muon.step()
         adamw.step()
         with torch.no_grad():
-            twin.conv.weight.copy_(conv.view_as(twin.conv.weight))
-    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+            copied.conv.weight.copy_(conv.view_as(copied.conv.weight))
+    for a, b in zip(net.parameters(), copied.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_rate_that_is_written_into_the_groups_is_the_rate_of_the_next_step(net):
-    twin = copy.deepcopy(net)
-    one, other = MuonAdamW(net.parameters(), lr=0.5, model=net), MuonAdamW(twin.parameters(), lr=0.01, model=twin)
+    copied = copy.deepcopy(net)
+    one, other = MuonAdamW(net.parameters(), lr=0.5, model=net), MuonAdamW(copied.parameters(), lr=0.01, model=copied)
     for group in one.param_groups:
         group["lr"] = 0.01
     step(net, one)
-    step(twin, other)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+    step(copied, other)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), copied.parameters(), strict=True))
 
 
 def test_it_goes_on_from_its_state_bit_for_bit(net):
     one = MuonAdamW(net.parameters(), lr=0.02, model=net)
     for _ in range(3):
         step(net, one)
-    twin = copy.deepcopy(net)
-    other = MuonAdamW(twin.parameters(), lr=0.02, model=twin)
+    copied = copy.deepcopy(net)
+    other = MuonAdamW(copied.parameters(), lr=0.02, model=copied)
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     for _ in range(3):
         step(net, one)
-        step(twin, other)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+        step(copied, other)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), copied.parameters(), strict=True))
 
 
 def test_a_network_without_hidden_weights_is_adamws():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metastep.lab.baselines.packages.silence import quiet_import
+from metastep.lab.baselines.packages import quiet_import
 from metastep.lab.bench.optimizers import OPTIMIZERS
 
 #: Prints and warns as packages do: of an escape sequence when it is compiled, of an old call when it is run.

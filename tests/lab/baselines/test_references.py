@@ -1,15 +1,14 @@
-"""L4, SPS, Armijo and SASA against their twins: the same trajectory and the same rates, in float64."""
+"""L4, SPS, Armijo and SASA against their references: the same trajectory and the same rates, in float64."""
 
 import pytest
 import torch
 from scipy import stats
 from tests.optim.models import batch, flat, loss_of, network
-from tests.oracles import neighbour_twins as twins
+from tests.oracles import baseline_references as references
 from torch.func import functional_call
 
 from metastep.lab.baselines import L4, SASA, SPS, Armijo
-from metastep.lab.baselines.sasa import half_width
-from metastep.lab.baselines.student_t import t_cumulative, t_quantile
+from metastep.lab.baselines.sasa import half_width, t_cumulative, t_quantile
 
 
 def functional_loss(model):
@@ -27,16 +26,16 @@ def functional_loss(model):
     return loss_at
 
 
-def compare(optimizer, model, twin, steps=25, sent="loss", rel=1e-10):
-    """Both side by side; the twin is sent the loss or the step, and the gradient."""
-    theta, _ = next(twin)
+def compare(optimizer, model, reference, steps=25, sent="loss", rel=1e-10):
+    """Both side by side; the reference is sent the loss or the step, and the gradient."""
+    theta, _ = next(reference)
     rates = []
     for step in range(steps):
         optimizer.zero_grad()
         loss = loss_of(model, step)
         loss.backward()
         g = flat(p.grad for p in model.parameters())
-        theta, rate = twin.send((loss.item() if sent == "loss" else step, g))
+        theta, rate = reference.send((loss.item() if sent == "loss" else step, g))
         if optimizer.step_style == "plain":
             optimizer.step()
         elif optimizer.step_style == "loss":
@@ -50,29 +49,29 @@ def compare(optimizer, model, twin, steps=25, sent="loss", rel=1e-10):
 
 
 @pytest.mark.parametrize("direction", ["momentum", "adam"])
-def test_l4_is_its_twin(direction):
+def test_l4_is_its_reference(direction):
     model = network()
-    twin = twins.l4(flat(model.parameters()), adam=direction == "adam")
-    rates = compare(L4(model.parameters(), direction=direction), model, twin)
+    reference = references.l4(flat(model.parameters()), adam=direction == "adam")
+    rates = compare(L4(model.parameters(), direction=direction), model, reference)
     assert max(rates) > 1.5 * min(rates)
 
 
 @pytest.mark.parametrize("variant", ["smooth_iter", "max", "plain"])
-def test_sps_is_its_twin(variant):
+def test_sps_is_its_reference(variant):
     model = network()
     arguments = {"lr": 0.3, "c": 0.7, "f_star": 0.05}
-    twin = twins.sps(flat(model.parameters()), variant, n=5, **arguments)
+    reference = references.sps(flat(model.parameters()), variant, n=5, **arguments)
     optimizer = SPS(model.parameters(), variant=variant, steps_per_epoch=5, **arguments)
-    rates = compare(optimizer, model, twin)
+    rates = compare(optimizer, model, reference)
     assert len(set(rates)) > 3 or variant == "max"
 
 
 @pytest.mark.parametrize(("lr", "max_trials"), [(1.0, 100), (20.0, 100), (20.0, 3)])
-def test_armijo_is_its_twin(lr, max_trials):
+def test_armijo_is_its_reference(lr, max_trials):
     model = network()
-    twin = twins.armijo(flat(model.parameters()), functional_loss(model), lr=lr, n=5, max_trials=max_trials)
+    reference = references.armijo(flat(model.parameters()), functional_loss(model), lr=lr, n=5, max_trials=max_trials)
     optimizer = Armijo(model.parameters(), lr=lr, steps_per_epoch=5, max_trials=max_trials)
-    rates = compare(optimizer, model, twin, sent="step")
+    rates = compare(optimizer, model, reference, sent="step")
     if max_trials == 3:
         assert rates[0] == 1e-6
     else:
@@ -81,23 +80,23 @@ def test_armijo_is_its_twin(lr, max_trials):
 
 
 @pytest.mark.parametrize("lr", [0.01, 20.0])
-def test_goldstein_is_its_twin(lr):
+def test_goldstein_is_its_reference(lr):
     model = network()
-    twin = twins.goldstein(flat(model.parameters()), functional_loss(model), lr=lr, n=5)
+    reference = references.goldstein(flat(model.parameters()), functional_loss(model), lr=lr, n=5)
     optimizer = Armijo(model.parameters(), lr=lr, condition="goldstein", steps_per_epoch=5)
-    rates = compare(optimizer, model, twin, sent="step")
+    rates = compare(optimizer, model, reference, sent="step")
     assert rates[0] > lr if lr < 1 else rates[0] < lr
 
 
 @pytest.mark.parametrize("variance", ["batch_means", "iid"])
-def test_sasa_is_its_twin_over_two_drops(variance):
+def test_sasa_is_its_reference_over_two_drops(variance):
     generator = torch.Generator().manual_seed(3)
     start = 3 * torch.ones(4, dtype=torch.float64)
     arguments = {"nu": 0.7, "keep": 2}
-    twin = twins.sasa(
+    reference = references.sasa(
         start.clone(), stats.t.ppf, lr=0.5, decay=0.1, least=40, warmup=50, every=10, iid=variance == "iid", **arguments
     )
-    theta, _ = next(twin)
+    theta, _ = next(reference)
     w = torch.nn.Parameter(start.clone())
     optimizer = SASA(
         [w], 0.5, weight_decay=0.1, min_samples=40, warmup=50, test_every=10, variance=variance, **arguments
@@ -105,11 +104,11 @@ def test_sasa_is_its_twin_over_two_drops(variance):
     rates = []
     for _ in range(1500):
         w.grad = w.detach() + torch.randn(4, generator=generator, dtype=torch.float64)
-        theta, rate = twin.send((None, w.grad.clone()))
+        theta, rate = reference.send((None, w.grad.clone()))
         rates.append(optimizer.applied_rate())
         optimizer.step()
         torch.testing.assert_close(w.detach(), theta, rtol=1e-10, atol=1e-12)
-    # the twin yields the rate of the next step
+    # the reference yields the rate of the next step
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert min(rates) < 0.011
     assert rate == pytest.approx(0.5 / 10 ** optimizer.param_groups[0]["drops"])

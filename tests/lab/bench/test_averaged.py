@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.lab.bench.running import differences, run_config
 
-from metastep.lab.baselines.packages.silence import quiet_import
+from metastep.lab.baselines.packages import quiet_import
 from metastep.lab.bench.methods import METHODS
 from metastep.lab.bench.recalibration import BATCHES
 from metastep.lab.bench.run import Run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from metastep.core.distributed import is_sharded, mean_over_ranks
+from metastep.core.inner import inner_product
 from metastep.optim.options import Group, number
 
 if TYPE_CHECKING:
@@ -17,14 +19,17 @@ if TYPE_CHECKING:
 
     from torch.optim.optimizer import ParamsT
 
-#: How a training loop has to call ``step``: see :class:`PacedOptimizer`.
+#: How a training loop has to call ``step``: see :class:`AdaptiveStepOptimizer`.
 StepStyle = Literal["plain", "loss", "closure", "bilevel"]
 
 #: What every group remembers beside its arguments: the rate that last moved it, and the steps that were refused.
 APPLIED, REJECTED = "applied", "rejected"
 
+#: A group, its parameters that have a gradient, and these gradients.
+Work = tuple[Group, list[Tensor], list[Tensor]]
 
-class PacedOptimizer(Optimizer):
+
+class AdaptiveStepOptimizer(Optimizer):
     """Base of the optimizers that set their own pace.
 
     ``group["lr"]`` stays what the user and schedulers made of it; the rate that a step used is :meth:`applied_rate`.
@@ -86,7 +91,7 @@ class PacedOptimizer(Optimizer):
         """Count a step that is not taken."""
         self.param_groups[0][REJECTED] += 1
 
-    def with_gradients(self) -> list[tuple[Group, list[Tensor], list[Tensor]]]:
+    def with_gradients(self) -> list[Work]:
         """The groups with their parameters that have a gradient, and these gradients; groups without any are left out.
 
         Raises:
@@ -127,12 +132,58 @@ class PacedOptimizer(Optimizer):
                     self.state[parameter][key] = value.clone()
 
 
+class LossStepOptimizer(AdaptiveStepOptimizer):
+    """Base of those whose rate follows from the loss and the gradients of the step, by :meth:`move`.
+
+    A step whose loss or gradient is not finite is not taken, and counted in ``rejected``.
+    """
+
+    step_style = "loss"
+
+    @abstractmethod
+    def move(self, works: list[Work], loss: float, square: float) -> None:
+        """Measure the rate of each group, note it under :data:`APPLIED`, and move the parameters.
+
+        Args:
+            works: of :meth:`with_gradients`, one at least.
+            loss: of all groups, finite.
+            square: sum of the squares of all gradients, finite.
+        """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Measure the rate, and move; the closure is called once, for the loss.
+
+        Args:
+            closure: Returns the loss of the gradients that are in ``grad``.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = evaluated("closure", closure, "this step's loss")
+        works = self.with_gradients()
+        if works:
+            gradients = [g for _, _, part in works for g in part]
+            value, square = host_number(loss), float(inner_product(gradients, gradients))
+            if all_finite(value, square):
+                self.move(works, value, square)
+            else:
+                self.reject()
+        return loss
+
+
 def positive(name: str, value: object, *, high: float = math.inf) -> float:
     """A finite number > 0 and at most ``high``, or a ValueError that names the argument."""
     result = number(name, value, high=high)
     if result == 0:
         raise ValueError(f"{name} must be > 0, got {value!r}; choose a positive number.")
     return result
+
+
+def check_betas(group: Group) -> None:
+    """Refuse a decay outside [0, 1)."""
+    for place, beta in enumerate(group["betas"]):
+        number(f"betas[{place}]", beta, high=1.0, open_high=True)
 
 
 def count(name: str, value: object, *, low: int = 1) -> int:

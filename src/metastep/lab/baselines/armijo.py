@@ -11,7 +11,8 @@ from metastep.core.inner import inner_product
 from metastep.core.isolation import RngStates, isolated_buffers, isolated_rng, rng_states, set_rng_states
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
-    PacedOptimizer,
+    AdaptiveStepOptimizer,
+    Work,
     all_finite,
     count,
     evaluated,
@@ -36,7 +37,7 @@ MULTIPLE, TRIALS = "multiple", "trials"
 _FALLBACK, _SMALLEST, _STILL = 1e-6, 1e-8, 1e-8
 
 
-class Armijo(PacedOptimizer):
+class Armijo(AdaptiveStepOptimizer):
     r"""Gradient descent with a line search for the rate of every step, on the batch of that step.
 
     The rate starts from :math:`2^{1/n} \eta_{t-1}` (at first lr) and is multiplied by 0.9 until
@@ -172,7 +173,7 @@ class _Search:
         before: The loss where they are.
     """
 
-    def __init__(self, first: Group, works: list[tuple[Group, list[Tensor], list[Tensor]]], before: float) -> None:
+    def __init__(self, first: Group, works: list[Work], before: float) -> None:
         self.first, self.works, self.before = first, works, before
         self.starts = [[p.clone() for p in parameters] for _, parameters, _ in works]
         self.rates = [float(group["lr"]) for group, _, _ in works]

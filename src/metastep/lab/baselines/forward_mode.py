@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from metastep.core.distributed import rank_count
 from metastep.core.inner import inner_product
 from metastep.core.isolation import isolated_buffers, isolated_rng
-from metastep.lab.baselines.adaptive_step import APPLIED, PacedOptimizer, all_finite, evaluated, positive
-from metastep.lab.baselines.tangents import DYNAMICS, TANGENT, TANGENTS
+from metastep.lab.baselines.adaptive_step import (
+    APPLIED,
+    AdaptiveStepOptimizer,
+    all_finite,
+    check_betas,
+    evaluated,
+    positive,
+)
 from metastep.optim.options import Group, choice, flag, number
 
 if TYPE_CHECKING:
@@ -23,9 +29,12 @@ if TYPE_CHECKING:
 #: What the first group remembers: the shared rate, what moves it, the discount, and the derivative found last.
 RATE, HYPER_RATE, HYPERGRADIENT = "rate", "hyper_rate", "hypergradient"
 DISCOUNT, DISCOUNT_SUM = "discount", "discount_sum"
+#: The tangent Z of the parameter itself, and those of the buffers.
+TANGENT, TANGENTS = "tangent", ("tangent", "momentum_tangent", "exp_avg_tangent", "exp_avg_sq_tangent")
+STEP = "step"
 
 
-class ForwardMode(PacedOptimizer):
+class ForwardMode(AdaptiveStepOptimizer):
     r"""SGD, Adam or AdamW with one rate that follows its exact derivative of the validation loss: RTHO and MARTHE.
 
     The tangent :math:`Z_t = \mathrm d(\theta_t, \text{buffers}) / \mathrm d\eta` goes along with the parameters,
@@ -112,7 +121,7 @@ class ForwardMode(PacedOptimizer):
         """Refuse arguments that are out of range."""
         super().check(group)
         group["initial_rate"] = float(group["lr"])
-        choice("base", group["base"], tuple(DYNAMICS))
+        choice("base", group["base"], tuple(STEPS))
         number("momentum", group["momentum"], high=1.0, open_high=True)
         number("dampening", group["dampening"], high=1.0)
         flag("nesterov", group["nesterov"])
@@ -120,8 +129,7 @@ class ForwardMode(PacedOptimizer):
             raise ValueError(
                 "nesterov must be False without momentum or with dampening, got True; give momentum > 0, dampening 0."
             )
-        for place, beta in enumerate(group["betas"]):
-            number(f"betas[{place}]", beta, high=1.0, open_high=True)
+        check_betas(group)
         positive("eps", group["eps"])
         for name in ("weight_decay", "hyper_lr", "hyper_hyper_lr"):
             number(name, group[name])
@@ -229,7 +237,7 @@ class ForwardMode(PacedOptimizer):
         tangent = state[TANGENT]
         if product is None:
             product = torch.zeros_like(parameter)
-        u, du = DYNAMICS[group["base"]](group, state, parameter, gradient, tangent, product)
+        u, du = STEPS[group["base"]](group, state, parameter, gradient, tangent, product)
         tangent.sub_(du, alpha=group[APPLIED]).sub_(u, alpha=factor)
         parameter.sub_(u, alpha=group[APPLIED])
 
@@ -270,3 +278,69 @@ class ForwardMode(PacedOptimizer):
         share = 1.0 if alignment == 0 else min(max(first[RATE] / alignment, 0.0), 1.0)
         first[DISCOUNT_SUM] = first[DISCOUNT_SUM] * (first[DISCOUNT] > 0) + first[DISCOUNT]
         first[DISCOUNT] = share ** (1.0 / (first[DISCOUNT_SUM] + 1.0))
+
+
+# ---- one step of a tensor's state and of its tangent: the direction u, and du = d u / d eta
+
+
+def sgd_step(
+    group: Group, state: dict[str, Any], theta: Tensor, g: Tensor, z: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """V' = mom v + (1 - damp) g~, V' = mom V + (1 - damp) q~ (first v' = g~); u = v' or g~ + mom v' (Nesterov)."""
+    decay, momentum, undamped = group["weight_decay"], group["momentum"], 1 - group["dampening"]
+    g, q = g.add(theta, alpha=decay), q.add(z, alpha=decay)
+    state[STEP] = state.get(STEP, 0) + 1
+    if momentum == 0:
+        return g, q
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"], state["momentum_tangent"] = g.clone(), q.clone()
+    else:
+        state["momentum_buffer"].mul_(momentum).add_(g, alpha=undamped)
+        state["momentum_tangent"].mul_(momentum).add_(q, alpha=undamped)
+    v, tangent = state["momentum_buffer"], state["momentum_tangent"]
+    return (g.add(v, alpha=momentum), q.add(tangent, alpha=momentum)) if group["nesterov"] else (v, tangent)
+
+
+def adam_step(
+    group: Group, state: dict[str, Any], theta: Tensor, g: Tensor, z: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Adam with coupled decay: :func:`moments_step` of g~ and q~."""
+    decay = group["weight_decay"]
+    return moments_step(group, state, g.add(theta, alpha=decay), q.add(z, alpha=decay))
+
+
+def adamw_step(
+    group: Group, state: dict[str, Any], theta: Tensor, g: Tensor, z: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """AdamW: :func:`moments_step` of g and q, u + lambda theta and du + lambda Z."""
+    decay = group["weight_decay"]
+    u, du = moments_step(group, state, g, q)
+    return u.add_(theta, alpha=decay), du.add_(z, alpha=decay)
+
+
+def moments_step(group: Group, state: dict[str, Any], g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """With S = sqrt(v / c2), D = S + eps: u = m / (c1 D), du = M / (c1 D) - (m / c1) W / (2 c2 S D^2).
+
+    M' = b1 M + (1 - b1) q and W' = b2 W + 2 (1 - b2) g q; where v = 0 the second term is 0.
+    """
+    beta1, beta2 = group["betas"]
+    if STEP not in state:
+        names = ("exp_avg", "exp_avg_sq", "exp_avg_tangent", "exp_avg_sq_tangent")
+        state.update({STEP: 0, **{name: torch.zeros_like(g) for name in names}})
+    state[STEP] += 1
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    dm, dv = state["exp_avg_tangent"], state["exp_avg_sq_tangent"]
+    m.lerp_(g, 1 - beta1)
+    dm.lerp_(q, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    dv.mul_(beta2).addcmul_(g, q, value=2 * (1 - beta2))
+    first, second = 1 - beta1 ** state[STEP], 1 - beta2 ** state[STEP]
+    root = v.sqrt() / math.sqrt(second)
+    below = root + group["eps"]
+    mean = m / first
+    bent = torch.where(v > 0, mean * dv / (2 * second * root * below.square()), 0.0)
+    return mean / below, dm / first / below - bent
+
+
+#: u and du by base, from the group's settings, the tensor's state, theta, g, Z and q = H Z.
+STEPS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"sgd": sgd_step, "adam": adam_step, "adamw": adamw_step}

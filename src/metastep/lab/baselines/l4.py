@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,29 +11,26 @@ from torch import Tensor
 from metastep.core.inner import inner_product
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
-    PacedOptimizer,
-    all_finite,
+    LossStepOptimizer,
+    Work,
+    check_betas,
     count,
-    evaluated,
-    host_number,
     positive,
     weighted_steps,
 )
-from metastep.optim.moments import FIRST, SECOND, AdamDirection
 from metastep.optim.options import Group, choice, number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from torch.optim.optimizer import ParamsT
 
-LOWEST, STEP = "lowest_loss", "step"
+LOWEST, STEP, FIRST, SECOND = "lowest_loss", "step", "exp_avg", "exp_avg_sq"
 
 #: Keeps the quotient finite where gradient and direction vanish.
 _LEAST = 1e-12
 
 
-class L4(PacedOptimizer):
+class L4(LossStepOptimizer):
     r"""L4: steps that aim at a share of the gap between the loss and the lowest loss expected.
 
     .. math:: \eta_t = \alpha \frac{L_t - 0.9 L_{\min}}{\langle \bar g_t, v_t \rangle + 10^{-12}}, \qquad
@@ -72,8 +70,6 @@ class L4(PacedOptimizer):
         (True, True)
     """
 
-    step_style = "loss"
-
     def __init__(
         self,
         params: ParamsT,
@@ -98,42 +94,24 @@ class L4(PacedOptimizer):
         super().check(group)
         choice("direction", group["direction"], ("momentum", "adam"))
         number("momentum", group["momentum"], high=1.0, open_high=True)
-        for place, beta in enumerate(group["betas"]):
-            number(f"betas[{place}]", beta, high=1.0, open_high=True)
+        check_betas(group)
         positive("eps", group["eps"])
         number("floor", group["floor"], high=1.0, open_high=True)
         positive("start", group["start"], high=1.0)
         count("forget", group["forget"])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take the gradients in, measure the rate, and move; the closure is called once, for the loss.
-
-        Args:
-            closure: Returns the loss of the gradients that are in ``grad``.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluated("closure", closure, "this step's loss")
-        works = self.with_gradients()
-        if not works:
-            return loss
-        value, gradients = host_number(loss), [g for _, _, part in works for g in part]
-        if not all_finite(value, float(inner_product(gradients, gradients))):
-            self.reject()
-            return loss
+    def move(self, works: list[Work], loss: float, square: float) -> None:
+        """Take the gradients in, measure the rate, and move."""
         first = self.param_groups[0]
-        lowest = first["start"] * value if first[LOWEST] is None else min(first[LOWEST], value)
-        pairs = [self._directions(group, parameters, gradients) for group, parameters, gradients in works]
+        lowest = first["start"] * loss if first[LOWEST] is None else min(first[LOWEST], loss)
+        pairs = [self._directions(*work) for work in works]
         means, directions = ([t for pair in pairs for t in pair[side]] for side in (0, 1))
-        gap = max(value - first["floor"] * lowest, 0.0)
+        gap = max(loss - first["floor"] * lowest, 0.0)
         unit = gap / (max(float(inner_product(means, directions)), 0.0) + _LEAST)
         for (group, parameters, _), (_, own) in zip(works, pairs, strict=True):
             group[APPLIED] = float(group["lr"]) * unit
             weighted_steps(parameters, own, group[APPLIED])
         first[LOWEST] = lowest * (1.0 + 1.0 / first["forget"])
-        return loss
 
     def _directions(
         self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
@@ -148,12 +126,15 @@ class L4(PacedOptimizer):
                 state.update({STEP: 0, **{name: torch.zeros_like(p) for name in names}})
             state[STEP] += 1
         states = [self.state[p] for p in parameters]
-        buffers = {name: [state[name] for state in states] for name in names}
-        if adam:
-            steps = torch.tensor([state[STEP] for state in states])
-            moments = AdamDirection(beta1=beta, beta2=group["betas"][1], eps=group["eps"], amsgrad=False)
-            moments.advance(gradients, buffers, steps)
-        else:
-            torch._foreach_lerp_(buffers[FIRST], gradients, 1 - beta)
-        means = list(torch._foreach_div(buffers[FIRST], [1 - beta ** state[STEP] for state in states]))
-        return means, list(moments.recover(buffers, steps)) if adam else means
+        first = [state[FIRST] for state in states]
+        torch._foreach_lerp_(first, gradients, 1 - beta)
+        means = list(torch._foreach_div(first, [1 - beta ** state[STEP] for state in states]))
+        if not adam:
+            return means, means
+        beta2, second = group["betas"][1], [state[SECOND] for state in states]
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(second)
+        torch._foreach_div_(roots, [math.sqrt(1 - beta2 ** state[STEP]) for state in states])
+        torch._foreach_add_(roots, group["eps"])
+        return means, list(torch._foreach_div(means, roots))

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from metastep.core.inner import inner_product
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
-    PacedOptimizer,
+    LossStepOptimizer,
+    Work,
     all_finite,
     count,
-    evaluated,
-    host_number,
     positive,
     weighted_steps,
 )
 from metastep.optim.options import Group, choice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from torch.optim.optimizer import ParamsT
 
@@ -31,7 +27,7 @@ VARIANTS = ("smooth_iter", "max", "plain")
 CAP = "cap"
 
 
-class SPS(PacedOptimizer):
+class SPS(LossStepOptimizer):
     r"""SPS: gradient descent with the stochastic Polyak rate.
 
     .. math:: \hat\eta_t = \frac{L_t - f^*}{c \lVert g_t \rVert^2 + \epsilon}, \qquad
@@ -67,8 +63,6 @@ class SPS(PacedOptimizer):
         (0.0, 0.5)
     """
 
-    step_style = "loss"
-
     def __init__(
         self,
         params: ParamsT,
@@ -97,29 +91,11 @@ class SPS(PacedOptimizer):
         check_growth(group)
         positive("eps", group["eps"])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Measure the rate, and move; the closure is called once, for the loss.
-
-        Args:
-            closure: Returns the loss of the gradients that are in ``grad``.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluated("closure", closure, "this step's loss")
-        works = self.with_gradients()
-        if not works:
-            return loss
-        gradients = [g for _, _, part in works for g in part]
-        value, square = host_number(loss), float(inner_product(gradients, gradients))
-        if not all_finite(value, square):
-            self.reject()
-            return loss
-        for group, parameters, own in works:
-            group[APPLIED] = self._rate(group, value, square)
-            weighted_steps(parameters, own, group[APPLIED])
-        return loss
+    def move(self, works: list[Work], loss: float, square: float) -> None:
+        """Measure the rate, and move."""
+        for group, parameters, gradients in works:
+            group[APPLIED] = self._rate(group, loss, square)
+            weighted_steps(parameters, gradients, group[APPLIED])
 
     def _rate(self, group: Group, loss: float, square: float) -> float:
         lr = float(group["lr"])

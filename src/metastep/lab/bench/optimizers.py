@@ -98,10 +98,10 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "ldog": _package("dog.LDoG", "dog"),
     "momo": _package("momo.Momo", "momo"),
     "momo-adam": _package("momo.MomoAdam", "momo"),
-    "alig": _package("alig.AliG", "pytorch_optimizer"),
-    "adabound": _package("adabound.AdaBound", "pytorch_optimizer"),
-    "lookahead-sgd": _package("lookahead.LookaheadSGD", "pytorch_optimizer"),
-    "lookahead-adam": _package("lookahead.LookaheadAdam", "pytorch_optimizer"),
+    "alig": _package("pytorch_optimizers.AliG", "pytorch_optimizer"),
+    "adabound": _package("pytorch_optimizers.AdaBound", "pytorch_optimizer"),
+    "lookahead-sgd": _package("pytorch_optimizers.LookaheadSGD", "pytorch_optimizer"),
+    "lookahead-adam": _package("pytorch_optimizers.LookaheadAdam", "pytorch_optimizer"),
 }
 
 

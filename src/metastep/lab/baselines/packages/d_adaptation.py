@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from metastep.lab.baselines.packages.silence import quiet_import, silence
+from metastep.lab.baselines.packages import quiet_import, silence
 
 with quiet_import():
     import dadaptation  # type: ignore[import-untyped]

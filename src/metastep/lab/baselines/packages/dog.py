@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from metastep.lab.baselines.packages.averages import restored
-from metastep.lab.baselines.packages.silence import quiet_import
+from metastep.lab.baselines.packages import quiet_import, restored
 
 with quiet_import():
     import dog  # type: ignore[import-untyped]

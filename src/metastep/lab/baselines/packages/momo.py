@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metastep.lab.baselines.packages.silence import quiet_import
+from metastep.lab.baselines.packages import quiet_import
 
 with quiet_import():
     import momo  # type: ignore[import-untyped]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from metastep.lab.baselines.packages.silence import quiet_import, silence
+from metastep.lab.baselines.packages import quiet_import, silence
 
 with quiet_import():
     import prodigyopt  # type: ignore[import-untyped]

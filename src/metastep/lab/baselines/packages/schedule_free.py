@@ -6,8 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from metastep.lab.baselines.packages.averages import restored
-from metastep.lab.baselines.packages.silence import quiet_import
+from metastep.lab.baselines.packages import quiet_import, restored
 
 with quiet_import():
     from schedulefree import AdamWScheduleFree, SGDScheduleFree  # type: ignore[import-untyped]

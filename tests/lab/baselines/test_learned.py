@@ -1,26 +1,29 @@
-"""L2L and RNNProp: their networks against a twin, their files, and that the networks that come along have learned."""
+"""L2L and RNNProp: their networks against a reference implementation, their files, and that the networks that come along have learned."""
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from tests.oracles import learned_twin
+from tests.oracles import learned_references
 from torch import nn
 
-from metastep.lab.baselines import L2L, RNNProp
-from metastep.lab.baselines.learned import L2LNetwork, RNNPropNetwork, files, load_update_network, save_update_network
-from metastep.lab.baselines.learned import optimizers as learned_optimizers
+from metastep.lab.baselines import L2L, RNNProp, learned
+from metastep.lab.baselines.learned import L2LNetwork, RNNPropNetwork, load_update_network, save_update_network
 
-KINDS = {"l2l": (L2L, L2LNetwork, learned_twin.l2l), "rnnprop": (RNNProp, RNNPropNetwork, learned_twin.rnnprop)}
+KINDS = {
+    "l2l": (L2L, L2LNetwork, learned_references.l2l),
+    "rnnprop": (RNNProp, RNNPropNetwork, learned_references.rnnprop),
+}
 each = pytest.mark.parametrize("name", KINDS)
 
 
 @each
-def test_every_coordinate_steps_as_its_twin_does(name, monkeypatch):
-    optimizer_of, network_of, twin = KINDS[name]
-    monkeypatch.setattr(learned_optimizers, "_CHUNK", 4)  # 6 coordinates are cut in two
+def test_every_coordinate_steps_as_its_reference_does(name, monkeypatch):
+    optimizer_of, network_of, reference = KINDS[name]
+    monkeypatch.setattr(learned, "_CHUNK", 4)  # 6 coordinates are cut in two
     torch.manual_seed(0)
     network = network_of().double()
     weights = {key: value.detach() for key, value in network.state_dict().items()}
@@ -33,7 +36,7 @@ def test_every_coordinate_steps_as_its_twin_does(name, monkeypatch):
         optimizer.step()
         positions.append(p.detach().clone())
     for place in range(6):
-        steps = torch.tensor(twin(weights, [float(g.reshape(-1)[place]) for g in gradients]), dtype=torch.float64)
+        steps = torch.tensor(reference(weights, [float(g.reshape(-1)[place]) for g in gradients]), dtype=torch.float64)
         found = torch.stack([position.reshape(-1)[place] for position in positions])
         torch.testing.assert_close(found, steps.cumsum(0), rtol=1e-10, atol=1e-14)
 
@@ -67,7 +70,7 @@ def test_what_comes_along_trains_a_network_that_it_never_saw_and_what_learned_no
 
 @each
 def test_the_file_that_comes_along_is_small_and_read_without_unpickling(name):
-    file = files.Path(files.__file__).with_name(f"{name}.safetensors")
+    file = Path(learned.__file__).with_name(f"{name}.safetensors")
     assert file.stat().st_size < 40_000
     assert type(load_update_network(file)) is KINDS[name][1]
 
@@ -114,7 +117,7 @@ def test_bad_files_are_refused_with_what_is_wrong(tmp_path):
     (tmp_path / "pickle").write_bytes(b"\x80\x04pickle")
     with pytest.raises(ValueError, match="broken or truncated"):
         load_update_network(tmp_path / "pickle")
-    with pytest.raises(ValueError, match=r"not a learned optimizer of schema 1; .* schema '2'"):
+    with pytest.raises(ValueError, match=r"not a learned optimizer of schema 1; .* 'schema': '2'"):
         load_update_network(spoiled(tmp_path, schema="2"))
     with pytest.raises(ValueError, match="hidden_size must be >= 1, got 0"):
         load_update_network(spoiled(tmp_path, config=json.dumps({"hidden_size": 0})))

@@ -1,4 +1,4 @@
-"""Readable twins of the neighbours, on one flat float64 vector, from their equations and nothing of the package.
+"""Readable references of the baselines, on one flat float64 vector, from their equations and nothing of the package.
 
 Each is a generator: it is sent the pair that a step needs and yields (theta after the step, rate of the step).
 """

@@ -1,4 +1,4 @@
-"""Readable twins of the learned optimizers: the LSTM written out, one coordinate after the other, in float64."""
+"""Readable references of the learned optimizers: the LSTM written out, one coordinate after the other, in float64."""
 
 import math
 
