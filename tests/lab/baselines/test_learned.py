@@ -1,4 +1,4 @@
-"""L2L and RNNProp: their networks against a reference implementation, their files, and that the networks that come along have learned."""
+"""L2L and RNNProp: their networks against a reference, their files, and that the pretrained networks have learned."""
 
 import json
 import struct

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
     LossStepOptimizer,
@@ -19,6 +17,7 @@ from metastep.optim.options import Group, choice
 
 if TYPE_CHECKING:
 
+    from torch import Tensor
     from torch.optim.optimizer import ParamsT
 
 VARIANTS = ("smooth_iter", "max", "plain")

@@ -140,8 +140,15 @@ class Population:
     def trainer(self) -> VectorisedTrainer:
         """Its networks before the first step; the two of a pair share the initial rate."""
         rates = torch.tensor(self.log_rates).exp().repeat(2)
-        known = {"horizon_known": self.horizon_known, "loss_known": self.loss_known}
-        return VectorisedTrainer(self.spec, self.base, self.policy, rates, device=self.device, **known)
+        return VectorisedTrainer(
+            self.spec,
+            self.base,
+            self.policy,
+            rates,
+            horizon_known=self.horizon_known,
+            loss_known=self.loss_known,
+            device=self.device,
+        )
 
     def evaluate(self, center: Tensor) -> Outcome:
         """Train around the weights ``center``, (N,), from the first step to the last."""
