@@ -30,7 +30,7 @@ from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names
 from metastep.files import read_json
 from metastep.lab.bench.optimizers import make_optimizer
 from metastep.lab.bench.table.scheduled import BASES
-from metastep.lab.bench.trainer import Trainer
+from metastep.lab.bench.training import Trainer
 from metastep.lab.evolution import EvolutionConfig
 from metastep.lab.evolution.run import SETTINGS
 from metastep.lab.evolution.warm_start import RateSweep, fit_policy

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from metastep.cli import main
-from metastep.lab.bench.trainer import Trainer
+from metastep.lab.bench.training import Trainer
 
 advance = Trainer.advance
 

@@ -54,4 +54,4 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tmp_path: Path)
         with pytest.raises(FolderInUse, match="in use by process"):
             run.execute()
         assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert run.execute()["status"] == "finished"
+    assert run.execute().status == "finished"

@@ -90,7 +90,7 @@ def test_a_signal_during_a_step_ends_the_run_with_that_step_and_nothing_more(
         run.trainer.advance = advance_until_told
         monkeypatch.setattr(type(run.task), "evaluate", noted)
         record = run.execute()
-    assert (record["status"], stop.exit_code) == ("stopped", 0)
+    assert (record.status, stop.exit_code) == ("stopped", 0)
     assert run.trainer.steps == at
     assert CheckpointFile(tmp_path / "checkpoint.pt").load()[0]["trainer"]["steps"] == at
     assert all(split != "test" for _, split in evaluated)

@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str) -> None:
     """Run a new configuration in a folder, or go on with the run in it."""
-    from metastep.lab.bench.records import read_record
-    from metastep.lab.bench.run import Run, read_config
+    from metastep.lab.bench.config import read_config
+    from metastep.lab.bench.run import Run
     from metastep.lab.bench.torchrun import is_rank_zero, process_group
+    from metastep.lab.records import read_record
     from metastep.lab.runtime.stop_signals import StopSignal
 
     resume = o.resume_command(command, folder)
     record = None
     if config is None:
-        config, record = read_config(folder), read_record(folder)
+        config = read_config(folder)
+        if (path := folder / "record.json").is_file():
+            record = read_record(path)
     first = is_rank_zero()
     if record is None:
         with (
@@ -40,10 +43,10 @@ def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str
     if not first:
         return
     if json:
-        o.print_json({**record, "folder": str(folder)})
+        o.print_json({**record.as_dict(), "folder": str(folder)})
         return
     show(run_summary(record))
     say(f"folder: {folder}")
-    if config.meta is not None and record["status"] == "finished":
+    if config.meta is not None and record.status == "finished":
         path = folder / "schedule.safetensors"
         say(f"learned schedule: {path}  (look at it: metastep inspect {path})")

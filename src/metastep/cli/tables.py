@@ -12,17 +12,18 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from metastep.lab.records import Record
     from metastep.lab.report import Spread, SummaryRow
 
 
-def run_summary(record: dict[str, Any]) -> Table:
+def run_summary(record: Record) -> Table:
     """One run's outcome."""
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {
-        "status": record["status"],
-        **{f"test {name}": f"{value:.4f}" for name, value in record["final"].items() if value is not None},
-        "steps": str(record["train"]["step"][-1] if record["train"]["step"] else 0),
-        "training": f"{record['train_seconds']:.1f} s (evaluation {record['eval_seconds']:.1f} s)",
+        "status": record.status,
+        **{f"test {name}": f"{value:.4f}" for name, value in record.final.items() if value is not None},
+        "steps": str(record.train["step"][-1] if record.train["step"] else 0),
+        "training": f"{record.train_seconds:.1f} s (evaluation {record.eval_seconds:.1f} s)",
     }
     for name, value in rows.items():
         table.add_row(name, value)

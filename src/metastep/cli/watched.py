@@ -60,7 +60,7 @@ def _run(task: Task, base: Base, schedule: Schedule, start: float, steps: int) -
     import torch
 
     from metastep.lab.bench.optimizers import make_optimizer
-    from metastep.lab.bench.trainer import Trainer
+    from metastep.lab.bench.training import Trainer
     from metastep.schedules import LearnedLR
 
     torch.manual_seed(0)

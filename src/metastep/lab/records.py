@@ -132,8 +132,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        return {name: msgspec.to_builtins(value) for name, value in msgspec.structs.asdict(self).items()}
 
 
 def _check_curve(name: str, curve: Curve) -> None:

@@ -1,7 +1,6 @@
 """Small runs, what must agree between two of them, and the command line in processes that can be killed."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from metastep.lab.bench.config import MetaConfig, RunConfig
 from metastep.lab.bench.curves import read_entries
+from metastep.lab.records import Record, read_record
 from metastep.lab.runtime.folder import CheckpointFile
 from metastep.schedules import load_schedule
 
@@ -49,12 +49,11 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Everything of a run but its clocks."""
     state, note = CheckpointFile(folder / "checkpoint.pt").load()
     assert note is None
-    record = json.loads((folder / "record.json").read_text())
     return {
         "trainer": state["trainer"],
         "valid": state["valid"],
         "metrics": [without(entry, "seconds") for entry in read_entries(folder / "metrics.jsonl")],
-        "record": timeless(record),
+        "record": timeless(read_record(folder / "record.json")),
         "schedules": {path.name: _contents(path) for path in sorted(folder.rglob("*.safetensors"))},
     }
 
@@ -64,11 +63,11 @@ def _contents(file: Path) -> tuple[Any, dict[str, Tensor]]:
     return schedule.config(), dict(schedule.state_dict())
 
 
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
+def timeless(record: Record | dict[str, Any]) -> dict[str, Any]:
     """A record without clocks and circumstances."""
-    bare = without(record, *CIRCUMSTANCES)
+    bare = without(record if isinstance(record, dict) else record.as_dict(), *CIRCUMSTANCES)
     for curve in ("train", "valid", "meta"):
-        bare[curve] = without(bare[curve], "seconds")
+        bare[curve] = without(bare.get(curve) or {}, "seconds")
     return bare
 
 

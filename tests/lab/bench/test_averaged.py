@@ -8,9 +8,8 @@ from tests.lab.bench.running import differences, run_config
 
 from metastep.lab.baselines.packages import quiet_import
 from metastep.lab.bench.methods import METHODS
-from metastep.lab.bench.recalibration import BATCHES
 from metastep.lab.bench.run import Run
-from metastep.lab.bench.trainers import make_trainer
+from metastep.lab.bench.training import RECALIBRATION_BATCHES, make_trainer
 from metastep.lab.tasks import load_task
 
 with quiet_import():
@@ -83,7 +82,7 @@ def test_batch_norm_is_measured_on_training_batches_at_the_average():
     trainer, data = trainer_of("schedule-free-sgd")
     for _ in range(5):
         trainer.advance()
-    count = min(BATCHES, data.steps_per_epoch(16))
+    count = min(RECALIBRATION_BATCHES, data.steps_per_epoch(16))
     with trainer.evaluating():
         shown = trainer.network
         first = next(m for m in shown.modules() if isinstance(m, torch.nn.BatchNorm2d))
@@ -107,9 +106,9 @@ def test_what_a_run_writes_down_is_the_loss_at_the_average(tmp_path):
     data, network = run.task, run.trainer.network
     with run.trainer.evaluating():
         at_average = {split: data.evaluate(network, split)["loss"] for split in ("outer_valid", "inner_valid", "test")}
-    assert record["valid"]["loss"][-1] == at_average["outer_valid"]
-    assert record["inner"]["loss"] == at_average["inner_valid"]
-    assert record["final"]["loss"] == at_average["test"]
+    assert record.valid["loss"][-1] == at_average["outer_valid"]
+    assert record.inner["loss"] == at_average["inner_valid"]
+    assert record.final["loss"] == at_average["test"]
     assert data.evaluate(network, "test")["loss"] != at_average["test"]
 
 

@@ -17,6 +17,8 @@ from metastep.lab.bench.config import MetaConfig, RunConfig
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"lr": 0.0}, "lr must be > 0 and finite, got 0.0"),
         ({"lr": float("nan")}, "lr must be > 0 and finite, got nan"),
+        ({"lr": True}, "lr must be > 0 and finite, got True"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
         ({"clip_norm": float("inf")}, "clip_norm must be > 0 and finite"),
         ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
         ({"train_size": 0}, "train_size must be >= 1, got 0"),
@@ -58,16 +60,30 @@ def test_a_configuration_survives_json(config: RunConfig) -> None:
     assert RunConfig.from_json(config.to_json()) == config
 
 
+def changed(**changes: Any) -> str:
+    """A configuration as JSON, with changes that its own checks do not see."""
+    return json.dumps({**json.loads(run_config().to_json()), **changes})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no run configuration"),
-        ("[]", "no run configuration"),
-        ('{"task": "digits/mlp"}', "no run configuration"),
+        ("", "run configuration is refused: "),
+        ("[]", "run configuration is refused: Expected `object`, got `array`"),
+        ('{"task": "digits/mlp"}', "run configuration is refused: Object missing required field `schema`"),
         ('{"schema": 7}', "run configuration has schema 7, this version reads 1"),
-        ('{"schema": 1, "colour": "red"}', r"run configuration has unknown entries \['colour'\]"),
-        ('{"schema": 1, "task": "digits/mlp"}', "run configuration is incomplete: .*schedule"),
-        (json.dumps({**json.loads(run_config().to_json()), "lr": "fast"}), "run configuration is incomplete"),
+        ('{"schema": 1, "colour": "red"}', "run configuration has unknown entries colour"),
+        ('{"schema": 1, "task": "digits/mlp"}', "is refused: Object missing required field `schedule`"),
+        (changed(lr="fast"), r"is refused: Expected `float`, got `str` - at `\$\.lr`"),
+        (changed(lr=True), "Expected `float`, got `bool`"),
+        (changed(batch_size=None), "Expected `int`, got `null`"),
+        (changed(total_steps=4.0), "Expected `int`, got `float`"),
+        (changed(threads="2"), "Expected `int | null`, got `str`"),
+        (changed(test=1), "Expected `bool`, got `int`"),
+        (changed(seed=2**63), "seed must be at most 9223372036854775807, got 9223372036854775808"),
+        (changed(meta={"evry": 3}), r"unknown entries meta\.evry"),
+        (changed().replace("0.1", "1" * 400), "a number of 300 digits or more"),
+        ('{"schema": 1, "task": ' + "[" * 100_000, "is refused: its JSON is nested too deeply"),
     ],
 )
 def test_what_is_no_configuration_is_refused(text: str, words: str) -> None:

@@ -30,8 +30,8 @@ one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_method_runs_in_silence_and_goes_on_bit_for_bit_after_a_kill(name, tmp_path, capsys):
     config = METHODS[name].configure(base_config())
     record = run(config, tmp_path / "whole").execute()
-    assert record["status"] == "finished"
-    assert all(map(math.isfinite, [*record["final"].values(), *record["train"]["loss"], *record["train"]["lr"]]))
+    assert record.status == "finished"
+    assert all(map(math.isfinite, [*record.final.values(), *record.train["loss"], *record.train["lr"]]))
     with pytest.raises(Killed):
         run(config, tmp_path / "killed", dies_at=7)  # after the checkpoint of step 4
     run(config, tmp_path / "killed")
@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_ends_every_method_as_diverged(name, factor, t
     monkeypatch.setattr(Task, "loss", spoilt)
     made = run(METHODS[name].configure(base_config()), tmp_path)
     record = made.execute()
-    assert (record["status"], record["train"]["loss"][-1]) == ("diverged", None)
+    assert (record.status, record.train["loss"][-1]) == ("diverged", None)
     assert 4 <= made.trainer.steps < STEPS
 
 

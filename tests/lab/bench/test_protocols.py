@@ -67,8 +67,8 @@ def test_the_published_protocols_run(name: str, tmp_path: Path) -> None:
     run = Run(config, tmp_path, tensorboard=False)
     before = [weight.clone() for weight in run.trainer.lr.schedule.parameters()]
     record = run.execute()
-    assert record["status"] == "finished"
-    assert record["meta"]["loss"][-1] is not None
+    assert record.status == "finished"
+    assert record.meta["loss"][-1] is not None
     learner = run.trainer.learner
     assert learner is not None
     assert (learner.meta_updates, learner.skipped_updates) == (1, 0)

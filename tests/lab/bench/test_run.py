@@ -1,7 +1,6 @@
 """A run in this process: to its end, stopped, continued, diverged, damaged."""
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -9,9 +8,8 @@ import pytest
 import torch
 from tests.lab.bench.running import differences, learning_config, outcome, run_config
 
-from metastep.lab.bench.records import write_records
 from metastep.lab.bench.run import Progress, Run
-from metastep.lab.report import read_records
+from metastep.lab.records import read_record, read_records, write_records
 from metastep.lab.runtime.folder import CheckpointError, Folder, FolderInUse
 from metastep.lab.tasks.task import Task
 from metastep.schedules import MLRSNet, Phased, load_schedule, save_schedule
@@ -55,14 +53,15 @@ def test_the_record_of_a_run_is_one_that_reports_read(name: str, tmp_path: Path)
     config = CONFIGS[name]
     record = execute(config, tmp_path / "run")
     write_records([record], tmp_path / "records.jsonl")
-    (read,) = read_records(tmp_path / "records.jsonl")
-    assert read == record == json.loads((tmp_path / "run" / "record.json").read_text())
-    assert record["status"] == "finished"
-    assert record["train"]["step"] == list(range(4, 41, 4))
-    assert record["valid"]["step"] == [10, 20, 30, 40]
-    assert 0 <= record["final"]["accuracy"] <= 1
-    assert record["settings"]["splits"]["test"] == 397
-    assert record["learned"] is (name == "learning")
+    ((place, read),) = read_records(tmp_path / "records.jsonl")
+    assert place == "records.jsonl:1"
+    assert read == record == read_record(tmp_path / "run" / "record.json")
+    assert record.status == "finished"
+    assert record.train["step"] == list(range(4, 41, 4))
+    assert record.valid["step"] == [10, 20, 30, 40]
+    assert 0 <= record.final["accuracy"] <= 1
+    assert record.settings["splits"]["test"] == 397
+    assert record.learned is (name == "learning")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -70,7 +69,7 @@ def test_the_record_of_a_run_is_one_that_reports_read(name: str, tmp_path: Path)
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(name, stops, undisturbed, tmp_path) -> None:
     config = CONFIGS[name]
     for times in stops:
-        assert execute(config, tmp_path, should_stop=StopAfter(times))["status"] == "stopped"
+        assert execute(config, tmp_path, should_stop=StopAfter(times)).status == "stopped"
         assert not (tmp_path / "record.json").exists()
         torch.manual_seed(99)  # whatever happened in between
     execute(config, tmp_path)
@@ -79,7 +78,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(name, stops, undistur
 
 def test_a_stop_comes_after_the_current_step_and_keeps_it(tmp_path: Path) -> None:
     run = Run(run_config(), tmp_path, should_stop=lambda: run.trainer.steps >= 6, tensorboard=False)
-    assert run.execute()["status"] == run.status == "stopped"
+    assert run.execute().status == run.status == "stopped"
     again = Run(run_config(), tmp_path, should_stop=lambda: True, tensorboard=False)
     again.execute()
     assert again.trainer.steps == 6
@@ -148,11 +147,11 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(undisturbed, tmp_path, monk
 def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     config = run_config(schedule="constant", lr=1e6, optimizer_options={})
     record = execute(config, tmp_path / "run")
-    assert record["status"] == "diverged"
-    assert record["train"]["loss"][-1] is None
-    assert record["final"] == {"loss": None, "accuracy": None}
+    assert record.status == "diverged"
+    assert record.train["loss"][-1] is None
+    assert record.final == {"loss": None, "accuracy": None}
     write_records([record], tmp_path / "records.jsonl")
-    assert read_records(tmp_path / "records.jsonl")[0]["status"] == "diverged"
+    assert next(read_records(tmp_path / "records.jsonl"))[1].status == "diverged"
     assert execute(config, tmp_path / "run") == record
 
 
@@ -180,7 +179,7 @@ def test_a_run_without_test_never_reads_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         Task, "evaluate", lambda self, model, split, **o: looks.append(split) or evaluate(self, model, split, **o)
     )
-    assert execute(run_config(test=False), tmp_path)["final"] == {"loss": None, "accuracy": None}
+    assert execute(run_config(test=False), tmp_path).final == {"loss": None, "accuracy": None}
     assert set(looks) == {"outer_valid"}
 
 
@@ -189,7 +188,7 @@ def test_a_second_run_in_a_live_folder_is_refused(tmp_path: Path) -> None:
     with Folder(tmp_path), pytest.raises(FolderInUse, match=rf"is in use by process {os.getpid()}; wait for it"):
         run.execute()
     assert not (tmp_path / "run.json").exists()
-    assert run.execute()["status"] == "finished"
+    assert run.execute().status == "finished"
 
 
 def test_a_folder_keeps_its_configuration(tmp_path: Path) -> None:
@@ -209,13 +208,13 @@ def test_a_schedule_from_a_file_is_kept_for_the_resume(tmp_path: Path) -> None:
     file.unlink()
     execute(config, tmp_path / "run")
     assert differences(outcome(tmp_path / "run"), outcome(tmp_path / "whole")) == []
-    assert whole["learned"]
+    assert whole.learned
 
 
 def test_a_schedule_kept_without_its_run_is_not_taken_for_another(tmp_path: Path) -> None:
     """A kill between the two files of a beginning run, and then another schedule in the same folder."""
     save_schedule(MLRSNet(hidden_size=4), tmp_path / "schedule-used.safetensors")
-    assert execute(run_config(schedule="cosine"), tmp_path)["learned"] is False
+    assert execute(run_config(schedule="cosine"), tmp_path).learned is False
 
 
 def test_a_learning_run_leaves_its_snapshots_as_one_schedule_of_phases(tmp_path: Path) -> None:
@@ -252,9 +251,9 @@ def test_progress_tells_loss_rate_and_accuracy(tmp_path: Path) -> None:
     assert [p.step for p in seen] == sorted({*range(4, 41, 4), *range(10, 41, 10), *range(7, 41, 7), 3, 20})
     last = seen[-1]
     assert (last.step, last.total_steps) == (40, 40)
-    assert (last.loss, last.lr) == (record["train"]["loss"][-1], record["train"]["lr"][-1])
-    assert last.valid["accuracy"] == record["valid"]["accuracy"][-1]
-    assert last.meta_loss == record["meta"]["loss"][-1]
+    assert (last.loss, last.lr) == (record.train["loss"][-1], record.train["lr"][-1])
+    assert last.valid["accuracy"] == record.valid["accuracy"][-1]
+    assert last.meta_loss == record.meta["loss"][-1]
 
 
 def test_event_files_hold_the_curves(tmp_path: Path) -> None:
@@ -271,5 +270,5 @@ def test_event_files_hold_the_curves(tmp_path: Path) -> None:
         ("meta/loss", "meta", "loss"),
     ):
         scalars = events.Scalars(tag)
-        assert [scalar.step for scalar in scalars] == record[curve]["step"], tag
-        assert [scalar.value for scalar in scalars] == pytest.approx(record[curve][column], rel=1e-6), tag
+        assert [scalar.step for scalar in scalars] == getattr(record, curve)["step"], tag
+        assert [scalar.value for scalar in scalars] == pytest.approx(getattr(record, curve)[column], rel=1e-6), tag

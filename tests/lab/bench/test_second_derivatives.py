@@ -6,7 +6,7 @@ from tests.lab.bench.contract import run
 from tests.lab.bench.running import run_config
 
 from metastep.lab.bench.methods import METHODS
-from metastep.lab.bench.second_derivatives import twice_differentiable
+from metastep.lab.bench.training import twice_differentiable
 from metastep.lab.tasks import load_task
 
 KINDS = (

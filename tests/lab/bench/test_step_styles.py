@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metastep.lab.bench.trainer import Trainer
+from metastep.lab.bench.training import Trainer
 from metastep.meta import MetaLearner
 from metastep.schedules import Constant, LearnedLR, MLRSNet
 

@@ -11,10 +11,9 @@ from torch import nn
 from metastep.lab.bench.config import MetaConfig
 from metastep.lab.bench.methods import METHODS
 from metastep.lab.bench.optimizers import make_optimizer
-from metastep.lab.bench.rates import applied_rate
+from metastep.lab.bench.run import applied_rate
 from metastep.lab.bench.schedules import SCHEDULES
-from metastep.lab.bench.trainer import Trainer
-from metastep.lab.bench.trainers import make_trainer
+from metastep.lab.bench.training import Trainer, make_trainer
 from metastep.lab.tasks import load_task
 from metastep.schedules import Constant, LearnedLR
 

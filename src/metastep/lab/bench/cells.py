@@ -211,7 +211,7 @@ def run_record(
         return kept
     task = cached_task(config)
     run = Run(config, folder, task=task, should_stop=should_stop, on_progress=on_progress, tensorboard=False)
-    return run.execute()
+    return run.execute().as_dict()
 
 
 def cached_task(config: RunConfig) -> Task:

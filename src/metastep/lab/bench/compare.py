@@ -12,7 +12,7 @@ from metastep.lab.bench.entrants import CompareConfig, Entrant
 from metastep.lab.bench.protocols import load_run_task
 from metastep.lab.bench.records import read_record, write_records
 from metastep.lab.bench.schedules import SCHEDULES, make_schedule
-from metastep.lab.bench.trainers import check_device
+from metastep.lab.bench.training import check_device
 from metastep.lab.bench.tuning import TUNING_SEED
 from metastep.lab.bench.workers import Cell, run_here, run_in_workers
 from metastep.lab.runtime.folder import Folder

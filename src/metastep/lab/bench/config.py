@@ -4,12 +4,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from metastep.files import decode_json
 from metastep.lab.bench.names import unknown_name
 from metastep.lab.bench.optimizers import OPTIMIZERS
 
 SCHEMA = 1
+_LARGEST = 2**63 - 1  # that torch can count to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,29 +140,45 @@ class RunConfig:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> "RunConfig":
+    def from_json(cls, text: str | bytes, what: str = "run configuration") -> "RunConfig":
         """The configuration of :meth:`to_json`.
 
+        Args:
+            text: JSON.
+            what: names it in an error.
+
         Raises:
-            ValueError: if it is no configuration, or one of another version.
+            ValueError: if it is no configuration, or one of another version; one line.
         """
-        try:
-            values = json.loads(text)
-            schema = values.pop("schema")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"no run configuration: {error}") from error
+        schema = decode_json(text, _Version, what).schema
         if schema != SCHEMA:
-            raise ValueError(f"run configuration has schema {schema!r}, this version reads {SCHEMA}.")
-        unknown = values.keys() - {f.name for f in fields(cls)}
+            raise ValueError(f"{what} has schema {schema!r}, this version reads {SCHEMA}.")
+        values = decode_json(text, dict[str, Any], what)
+        unknown = values.keys() - {"schema", *(f.name for f in fields(cls))}
+        if isinstance(meta := values.get("meta"), dict):
+            unknown |= {f"meta.{name}" for name in meta.keys() - {f.name for f in fields(MetaConfig)}}
         if unknown:
-            raise ValueError(f"run configuration has unknown entries {sorted(unknown)}.")
-        meta = values.pop("meta", None)
-        try:
-            if meta is not None:
-                meta = MetaConfig(**{**meta, "snapshots": tuple(meta["snapshots"])})
-            return cls(**values, meta=meta)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"run configuration is incomplete: {error}") from error
+            raise ValueError(f"{what} has unknown entries {', '.join(sorted(unknown))}; it is of another version.")
+        return decode_json(text, cls, what)
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the configuration of the run in a folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it cannot be read; it names the file.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        compared = any((folder / name).is_file() for name in ("compare.json", "experiment.json"))
+        other = f"it holds a comparison: metastep compare --resume {folder}"
+        raise FileNotFoundError(f"no run in {folder}; {other if compared else '--resume needs a folder of a run'}.")
+    return RunConfig.from_json(path.read_bytes(), str(path))
 
 
 def _strings(**values: object) -> None:
@@ -168,13 +189,15 @@ def _strings(**values: object) -> None:
 
 def _positive(**values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0 and finite, got {value}.")
+        if value is not None and (isinstance(value, (bool, str)) or not 0 < value < math.inf):
+            raise ValueError(f"{name} must be > 0 and finite, got {value!r}.")
 
 
 def _at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
-        if value is not None and not isinstance(value, int):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{name} must be a whole number, got {value!r}.")
         if value is not None and value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}.")
+        if value is not None and value > _LARGEST:
+            raise ValueError(f"{name} must be at most {_LARGEST}, got {value}.")

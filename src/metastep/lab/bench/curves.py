@@ -1,14 +1,15 @@
-"""The log of a run: JSON lines that survive a kill, and TensorBoard events beside them."""
+"""The curves of a run: JSON lines that survive a kill, TensorBoard events beside them, and columns for the record."""
 
-import json
 import math
 import os
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from metastep.files import write_atomically
-from metastep.lab.bench.events import EventFile
+from metastep.lab.records import Curve, Layers
+from metastep.lab.runtime.folder import JsonLog, Line, LogMark, read_lines
 
 
 class CurveLog:
@@ -16,68 +17,125 @@ class CurveLog:
 
     Args:
         folder: the run's folder.
+        mark: how far the log had come at the checkpoint that is resumed; None: unknown, or the run begins.
         after: entries of later steps, of a life that was killed before its next checkpoint, are cut off.
         tensorboard: whether to write event files.
     """
 
-    def __init__(self, folder: Path, *, after: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, mark: LogMark | None = None, after: int = 0, tensorboard: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
-        entries = [entry for entry in read_entries(self.path) if entry["step"] <= after]
-        write_atomically(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
-        self._file: TextIO = self.path.open("a")
-        self._events = _writer(folder, after) if tensorboard else None
+        self._log = JsonLog(self.path, mark=mark, after=after)
+        self._events = _event_file(folder, after) if tensorboard else None
 
-    def write(self, split: str, step: int, values: dict[str, float]) -> None:
+    @property
+    def damage(self) -> str | None:
+        """A sentence if the log was not what the checkpoint says."""
+        return self._log.damage
+
+    def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Add the entry of a split ("train", "valid", "meta") at a step; what is not finite becomes null."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"split": split, "step": step, **finite}) + "\n")
+        self._log.append({"split": split, "step": step, **values})
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{split}/{name}", value, step)
 
-    def sync(self) -> None:
-        """Bring everything to the disk, as a checkpoint is about to rely on it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def sync(self) -> LogMark:
+        """Bring everything to the disk, as a checkpoint is about to rely on it; return how far the log is."""
+        mark = self._log.sync()
         if self._events is not None:
             self._events.flush()
+        return mark
+
+    def entries(self) -> list[Line]:
+        """All that was written.
+
+        Raises:
+            OSError: if the file no longer holds it.
+        """
+        return self._log.read()
 
     def close(self) -> None:
         """Let go of the files; what was not synced may be lost."""
         try:
-            self._file.close()
+            self._log.close()
         finally:
             if self._events is not None:
                 self._events.close()
 
 
-class SilentLog(CurveLog):
-    """Writes nothing: for the processes of a run that leave that to the first."""
+def read_entries(path: Path) -> list[Line]:
+    """The entries of a log that can be read; a last line that a kill cut short is left out."""
+    return read_lines(path)[0]
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
 
-    def write(self, split: str, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
+def columns_of(entries: Iterable[Line], split: str, names: tuple[str, ...]) -> Curve:
+    """The curve of a split: a list for each name."""
+    of_split = [entry for entry in entries if entry["split"] == split]
+    return {name: [_number(entry.get(name)) for entry in of_split] for name in names}
 
-    def sync(self) -> None:
-        """Nothing."""
+
+def layers_of(entries: Iterable[Line]) -> Layers | None:
+    """The rates of layers in a log; None where it has none."""
+    written = [entry for entry in entries if entry["split"] == "layers"]
+    if not written:
+        return None
+    names = [name for name in written[-1] if name not in ("split", "step")]
+    return Layers(
+        names=names,
+        step=[int(_number(entry["step"]) or 0) for entry in written],
+        rates=[[_number(entry.get(name)) for entry in written] for name in names],
+    )
+
+
+def _number(value: int | float | str | None) -> int | float | None:
+    return None if isinstance(value, str) or (value is not None and not math.isfinite(value)) else value
+
+
+# ---- TensorBoard
+
+
+class EventFile:
+    """An event file with numbers by tag and step.
+
+    Args:
+        folder: where.
+        purge_step: what a life before this one, which was killed, wrote at this step and later is hidden.
+
+    Raises:
+        ImportError: without tensorboard (the extra ``track``).
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import scalar
+
+        self._event: Any = event_pb2.Event
+        self._scalar: Any = scalar
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file: BinaryIO = (folder / name).open("wb")
+        self._records: Any = RecordWriter(self._file)
+        self._write(step=purge_step, file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Add a number."""
+        self._write(step=step, summary=self._scalar(tag, value))
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        self._file.flush()
 
     def close(self) -> None:
-        """Nothing."""
+        """Let go of the file."""
+        self._file.close()
+
+    def _write(self, **event: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **event).SerializeToString())
 
 
-def read_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a log; a last line that a kill cut short is left out."""
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
-
-
-def _writer(folder: Path, after: int) -> EventFile | None:
+def _event_file(folder: Path, after: int) -> EventFile | None:
     try:
         return EventFile(folder, purge_step=after + 1)  # hides what a killed life wrote beyond
     except ImportError:  # the extra "track" is not installed

@@ -1,15 +1,12 @@
 """A run on several ranks: rank 0 writes the folder, and each rank trains on its rows of every batch."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metastep.core.distributed import broadcast_object, current_rank, gather_objects, mean_over_ranks, rank_count
-from metastep.lab.bench.trainer import Stream
-from metastep.lab.tasks.batches import Batch
 
 
 def any_rank(flag: bool) -> bool:
@@ -53,40 +50,3 @@ def on_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: on_cpu(part) for key, part in value.items()}
     return [on_cpu(part) for part in value] if isinstance(value, list) else value
-
-
-class Rows:
-    """This rank's rows of every batch of a stream that all ranks read alike.
-
-    The rows are dealt out as evenly as they go. ``weight`` times their mean loss, averaged over the ranks, is the
-    mean loss of the whole batch, whatever its size.
-    """
-
-    def __init__(self, stream: Stream[Batch]) -> None:
-        self._stream = stream
-        self.weight = 1.0  # of the batch given last
-
-    def __next__(self) -> Batch:
-        batch = next(self._stream)
-        count, rank, rows = rank_count(), current_rank(), len(batch.inputs)
-        begin, end = rank * rows // count, (rank + 1) * rows // count
-        self.weight = (end - begin) * count / rows
-        here = slice(begin, max(end, begin + 1))  # a row of no weight, where there are fewer rows than ranks
-        return replace(batch, inputs=batch.inputs[here], targets=batch.targets[here])
-
-    def weighted(self, loss: Tensor) -> Tensor:
-        """The loss with the weight of the batch given last."""
-        return loss if self.weight == 1.0 else loss * self.weight
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stream's."""
-        return self._stream.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Continue from :meth:`state_dict`."""
-        self._stream.load_state_dict(state)
-
-
-def rows_here(stream: Stream[Batch]) -> Stream[Batch]:
-    """This rank's rows of a stream; with one rank, the stream itself."""
-    return stream if rank_count() == 1 else Rows(stream)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from metastep.files import write_atomically
 from metastep.lab.bench.config import RunConfig
-from metastep.lab.bench.curves import read_entries
-from metastep.lab.bench.rates import layers_of
+from metastep.lab.bench.curves import layers_of, read_entries
 from metastep.lab.runtime.provenance import provenance
 
 SCHEMA = 1
@@ -62,7 +63,7 @@ def make_record(
         "status": status,
         "train": train,
         "valid": _columns(written, "valid", ("step", "seconds", "loss", quality)),
-        "layers": layers_of(written),
+        "layers": msgspec.to_builtins(layers_of(written)),
         "meta": _columns(written, "meta", ("step", "seconds", "loss")),
         "final": {name: _finite(final.get(name)) for name in ("loss", quality)},
         "inner": {name: _finite(inner.get(name)) for name in ("loss", quality)},

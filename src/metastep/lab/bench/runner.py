@@ -19,7 +19,7 @@ from metastep.lab.bench.plans import PLAN_FILE, Plan
 from metastep.lab.bench.records import write_records
 from metastep.lab.bench.records_file import RecordsFile, records_of
 from metastep.lab.bench.studies import check_storage
-from metastep.lab.bench.trainers import check_device
+from metastep.lab.bench.training import check_device
 from metastep.lab.bench.tuning import Trial
 from metastep.lab.bench.wanted import Place, Wanted, at_defaults, cell_of, searches, with_what_was_found
 from metastep.lab.runtime.folder import Folder

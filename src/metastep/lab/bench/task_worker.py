@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metastep.lab.bench.open_entry import OpenEntry
 from metastep.lab.bench.protocols import load_run_task
 from metastep.lab.bench.ranks import on_cpu
-from metastep.lab.bench.rates import applied_rate
+from metastep.lab.bench.run import LossSum, applied_rate
 from metastep.lab.bench.task_messages import (
     Arrived,
     Assignment,
@@ -24,7 +23,7 @@ from metastep.lab.bench.task_messages import (
     Ready,
     Saved,
 )
-from metastep.lab.bench.trainers import make_trainer
+from metastep.lab.bench.training import make_trainer
 from metastep.meta.averaging import HandsOver, Lesson, learned_weights, set_weights
 
 
@@ -63,7 +62,7 @@ class SharedRun:
         self._hand_over = HandsOver(self._weights, self._exchange)
         self.learner.meta_optimizer = self._hand_over
         self._entries: list[Entry] = []
-        self._open, self._losses = OpenEntry(), list[Tensor]()  # of the curve; of the steps that are not yet in it
+        self._open, self._losses = LossSum(), list[Tensor]()  # of the curve; of the steps that are not yet in it
         self._train_seconds, self._eval_seconds = 0.0, 0.0
         self._last_loss = math.nan  # the mean since the last entry of the curve, or that entry's
         self._status, self._save = "running", False
@@ -122,9 +121,9 @@ class SharedRun:
         self._log("train", {"loss": loss, "lr": applied_rate(self.trainer.optimizer, self.trainer.lr)})
         if self.learner.last_meta_loss is not None:
             self._log("meta", {"loss": self.learner.last_meta_loss})
-        self._open = OpenEntry()
+        self._open = LossSum()
 
-    def _open_entry(self) -> OpenEntry:
+    def _open_entry(self) -> LossSum:
         self._open.add(self._losses)
         self._losses.clear()
         return self._open
@@ -190,5 +189,5 @@ class SharedRun:
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         self.trainer.load_state_dict(state["trainer"])
-        self._open = OpenEntry(*state["open_entry"])
+        self._open = LossSum(*state["open_entry"])
         self._train_seconds, self._eval_seconds = state["seconds"]

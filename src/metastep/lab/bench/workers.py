@@ -74,7 +74,7 @@ class Cell:
             should_stop=should_stop,
             on_progress=on_progress,
             tensorboard=False,
-        ).execute()
+        ).execute().as_dict()
 
 
 #: Told the number of a cell and how far it is.

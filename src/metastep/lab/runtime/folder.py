@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import struct
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class FolderInUse(OSError):
 
 
 class FolderGone(OSError):
-    """The folder was deleted or renamed while its process was at work."""
+    """The folder, or a file that it needs, was deleted or renamed while its process was at work."""
 
 
 class CheckpointError(ValueError):
@@ -66,6 +67,8 @@ class Folder:
         self.checkpoint = CheckpointFile(path / "checkpoint.pt")
         self._lock: FileLock | None = None
         self._identity: tuple[int, int] | None = None
+        #: Names of files that must stay while work goes on; :meth:`check` looks.
+        self.needed: set[str] = set()
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -92,15 +95,22 @@ class Folder:
         self._lock = self._identity = None
 
     def check(self) -> None:
-        """Make sure that this is still the folder that was entered.
+        """Make sure that this is still the folder that was entered, with the files that it needs.
 
         Raises:
-            FolderGone: if it was deleted, or renamed.
+            FolderGone: if it was deleted, or renamed, or a file was.
         """
-        if self._identity is not None and _identity(self.path) != self._identity:
+        if self._identity is None:
+            return
+        if _identity(self.path) != self._identity:
             raise FolderGone(
                 f"{self.path} was deleted or renamed while work was going on in it; what was saved before is where the "
                 "folder is now. Give it its name back and resume, or begin again in a new folder."
+            )
+        if missing := sorted(name for name in self.needed if not (self.path / name).exists()):
+            raise FolderGone(
+                f"{', '.join(missing)} in {self.path} was deleted or renamed while work was going on there; put it "
+                "back and resume, or begin again in a new folder."
             )
 
     def write(self, name: str, data: bytes | str) -> None:
@@ -267,6 +277,10 @@ class LogMark:
     sha256: str
 
 
+#: A line of a log: a whole number ``step``; maybe ``split``, the name of the series that it belongs to; else numbers.
+Line = dict[str, int | float | str | None]
+
+
 class JsonLog:
     """Appends JSON objects to a file, a line each, and knows what a checkpoint says must be there.
 
@@ -276,8 +290,7 @@ class JsonLog:
     Args:
         path: the file.
         mark: from :meth:`sync`, kept in the checkpoint that is resumed; None: nothing is known of the file.
-        after: lines of later steps (``"step"``) are cut off; a life that was killed before its next checkpoint wrote
-            them.
+        after: lines of later steps are cut off; a life that was killed before its next checkpoint wrote them.
 
     Example:
         >>> with JsonLog(tmp_path / "log.jsonl") as log:
@@ -290,27 +303,23 @@ class JsonLog:
         self.path = path
         self.damage: str | None = None
         content = path.read_bytes() if path.exists() else b""
-        if mark is None or hashlib.sha256(content[: mark.size]).hexdigest() != mark.sha256 or len(content) < mark.size:
-            lines, unread = read_lines(path)
-            kept = [line for line in lines if line["step"] <= after]
-            content = b"".join(msgspec.json.encode(line) + b"\n" for line in kept)
-            self.damage = self._damage(mark, len(kept), unread, after)
-        else:
+        if mark is not None and _holds(content, mark):
             content = content[: mark.size]
+        else:
+            lines, unread = read_lines(path)
+            kept = _in_order(line for line in lines if _step(line) <= after)
+            if mark is not None or unread or (after > 0 and not path.exists()):
+                whole = "" if mark is None else f" of {mark.lines}"
+                self.damage = (
+                    f"{path.name} is not what was written until step {after} (missing, cut or changed): "
+                    f"{len(kept)}{whole} lines could be read and are kept."
+                )
+            content = b"".join(msgspec.json.encode(line) + b"\n" for line in kept)
         write_atomically(path, content)
         self._lines, self._size, self._digest = content.count(b"\n"), len(content), hashlib.sha256(content)
         self._file: BinaryIO = path.open("ab")
 
-    def _damage(self, mark: LogMark | None, kept: int, unread: int, after: int) -> str | None:
-        if mark is None and not unread and (self.path.exists() or after == 0):
-            return None
-        whole = "" if mark is None else f" of {mark.lines}"
-        return (
-            f"{self.path.name} is not what was written until step {after} (missing, cut or changed): {kept}{whole} "
-            "lines could be read and are kept."
-        )
-
-    def append(self, line: dict[str, Any]) -> None:
+    def append(self, line: Mapping[str, int | float | str | None]) -> None:
         """Add a line; numbers that are not finite become null."""
         data = msgspec.json.encode(line) + b"\n"
         self._file.write(data)
@@ -323,6 +332,17 @@ class JsonLog:
         os.fsync(self._file.fileno())
         return LogMark(self._lines, self._size, self._digest.hexdigest())
 
+    def read(self) -> list[Line]:
+        """Return all lines.
+
+        Raises:
+            OSError: if the file no longer holds what was written.
+        """
+        mark = self.sync()
+        if not self.path.exists() or not _holds(self.path.read_bytes(), mark):
+            raise OSError(f"{self.path} was changed while work was going on; resume to keep what can still be read")
+        return read_lines(self.path)[0]
+
     def close(self) -> None:
         """Let go of the file; what was not synced may be lost."""
         self._file.close()
@@ -334,28 +354,52 @@ class JsonLog:
         self.close()
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_lines(path: Path) -> tuple[list[Line], int]:
     """Return the lines of a log that can be read, and how many others there are.
 
-    A line is a JSON object with a whole number ``step``. A last line that a kill cut short is neither.
+    A last line that a kill cut short is neither.
     """
     if not path.exists():
         return [], 0
     pieces = path.read_bytes().split(b"\n")
-    lines, unread = [], 0
+    lines, unread = list[Line](), 0
     for number, piece in enumerate(pieces, start=1):
         if not piece.strip():
             continue
         try:
-            line = decode_json(piece, dict[str, Any], path.name)
+            line = decode_json(piece, Line, path.name)
         except ValueError:
             unread += number < len(pieces)
             continue
-        if isinstance(line.get("step"), int) and not isinstance(line["step"], bool):
+        words = {name for name, value in line.items() if isinstance(value, str)}
+        if isinstance(line.get("step"), int) and words <= {"split"}:
             lines.append(line)
         else:
             unread += 1
     return lines, unread
+
+
+def _step(line: Line) -> int:
+    step = line["step"]
+    assert isinstance(step, int)
+    return step
+
+
+def _in_order(lines: Iterable[Line]) -> list[Line]:
+    """Those lines of each series whose steps grow and whose clock (``seconds``) does not run backwards."""
+    kept = list[Line]()
+    last: dict[Any, tuple[int, float]] = {}
+    for line in lines:
+        step, seconds = last.get(line.get("split"), (-1, 0.0))
+        clock = line.get("seconds", seconds)
+        if _step(line) > step and isinstance(clock, (int, float)) and clock >= seconds:
+            last[line.get("split")] = _step(line), clock
+            kept.append(line)
+    return kept
+
+
+def _holds(content: bytes, mark: LogMark) -> bool:
+    return len(content) >= mark.size and hashlib.sha256(content[: mark.size]).hexdigest() == mark.sha256
 
 
 def state_of(state: dict[str, Any], kind: type[T], what: str) -> T:
