@@ -74,7 +74,7 @@ class Case:
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         loss = cross_entropy(functional_call(self.model, (names, buffers), (self.inputs,)), self.targets)
         gradients = torch.autograd.grad(loss, list(names.values()), create_graph=True)
-        rate, _ = self.lr.ask_with_graph(loss.detach(), self.lr.state)
+        rate, _ = self.lr.query_with_graph(loss.detach(), self.lr.state)
         ahead = {}
         for (name, parameter), gradient in zip(names.items(), gradients, strict=True):
             direction = gradient + 5e-4 * parameter

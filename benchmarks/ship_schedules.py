@@ -14,12 +14,11 @@ from typing import Any
 
 from metastep.files import write_atomically
 from metastep.schedules import Schedule, SignalSchedule, load_schedule, save_schedule
-from metastep.schedules.card import ScheduleCard
-from metastep.schedules.transfer import Transfer
+from metastep.schedules.model_card import ScheduleCard, Transfer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-SHIPPED = ROOT / "src" / "metastep" / "schedules" / "shipped"
+PRETRAINED = ROOT / "src" / "metastep" / "schedules" / "pretrained"
 
 
 def read_plan() -> dict[str, dict[str, Any]]:
@@ -78,7 +77,7 @@ def read(path: str) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="one name of the plan; default: all")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write to; default: the package's")
+    parser.add_argument("--out", type=Path, default=PRETRAINED, help="folder to write to; default: the package's")
     options = parser.parse_args()
     plan = read_plan()
     for name in [options.only] if options.only else plan:

@@ -15,8 +15,7 @@ from torch import nn
 
 import metastep as ms
 from metastep.integrations.hub import from_pretrained, save_pretrained
-from metastep.schedules.card import ScheduleCard
-from metastep.schedules.transfer import Transfer
+from metastep.schedules.model_card import ScheduleCard, Transfer
 
 STEPS, SEEDS, BASE = 150, 3, 0.3  # the base rate: near the one with which the schedule begins
 

@@ -3,85 +3,36 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from metastep.version import __version__
+from metastep.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from metastep.meta import MetaLearner, NotLinearInRate
-    from metastep.optim import (
-        Hyper,
-        HyperAdagrad,
-        HyperAdam,
-        HyperAdamW,
-        HyperRMSprop,
-        HyperSGD,
-    )
-    from metastep.schedules import (
-        Constant,
-        Cosine,
-        Exponential,
-        FixedOutput,
-        LearnedLR,
-        MLRSNet,
-        MultiStep,
-        OneCycle,
-        Phased,
-        ReduceOnPlateau,
-        ScaleRule,
-        Schedule,
-        ScheduleFileError,
-        SignalSchedule,
-        Staircase,
-        WarmRestarts,
-        WarmupStableDecay,
-        load_schedule,
-        save_schedule,
-        shipped_schedules,
-    )
+    from metastep.meta import *  # noqa: F403
+    from metastep.optim import *  # noqa: F403
+    from metastep.schedules import *  # noqa: F403
 
-__all__ = [
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "FixedOutput",
-    "Hyper",
-    "HyperAdagrad",
-    "HyperAdam",
-    "HyperAdamW",
-    "HyperRMSprop",
-    "HyperSGD",
-    "LearnedLR",
-    "MLRSNet",
-    "MetaLearner",
-    "MultiStep",
-    "NotLinearInRate",
-    "OneCycle",
-    "Phased",
-    "ReduceOnPlateau",
-    "ScaleRule",
-    "Schedule",
-    "ScheduleFileError",
-    "SignalSchedule",
-    "Staircase",
-    "WarmRestarts",
-    "WarmupStableDecay",
-    "__version__",
-    "load_schedule",
-    "save_schedule",
-    "shipped_schedules",
-]
+#: Whose public names are those of the package.
+_PACKAGES = ("metastep.schedules", "metastep.optim", "metastep.meta")
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for: ``metastep --help`` need not wait for torch."""
-    if name in __all__:
-        for room in ("metastep.schedules", "metastep.meta", "metastep.optim"):
-            module = import_module(room)
+    if name == "__all__":
+        value: object = sorted(
+            {"__version__", *(each for package in _PACKAGES for each in import_module(package).__all__)}
+        )
+    elif name.startswith("_"):
+        raise AttributeError(f"module 'metastep' has no attribute {name!r}")
+    else:
+        for package in _PACKAGES:
+            module = import_module(package)
             if name in module.__all__:
-                value: object = getattr(module, name)
-                globals()[name] = value
-                return value
-    raise AttributeError(f"module 'metastep' has no attribute {name!r}")
+                value = getattr(module, name)
+                break
+        else:
+            raise AttributeError(f"module 'metastep' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__getattr__("__all__"))  # type: ignore[call-overload]

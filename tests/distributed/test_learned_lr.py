@@ -12,7 +12,7 @@ from tests.integrations.digits import Noting
 from tests.schedules.loops import null
 
 import metastep as ms
-from metastep.schedules.window import LossWindow
+from metastep.schedules.loss_window import LossWindow
 
 
 def read(*windows: list[float], **options: Any) -> tuple[list[float], ms.LearnedLR]:

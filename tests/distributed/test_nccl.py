@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 import metastep as ms
 import metastep.optim as ours
 from metastep.core import distributed as collectives
-from metastep.schedules import agreement
+from metastep.schedules import learned_lr
 
 pytestmark = [
     pytest.mark.gpu,
@@ -106,7 +106,7 @@ def test_losses_that_went_through_nccl_are_the_ones_observed(monkeypatch: pytest
     noting = Noting()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3, device="cuda"))], lr=0.1)
     lr = ms.LearnedLR(optimizer, noting)
-    for module in (collectives, agreement):
+    for module in (collectives, learned_lr):
         monkeypatch.setattr(module, "rank_count", lambda ranks=None: 2)
     for window in ([1.0, 3.0], [float("nan"), 5.0]):
         for loss in window:

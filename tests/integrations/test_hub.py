@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import metastep as ms
-from metastep.schedules.card import ScheduleCard
-from metastep.schedules.shipped import shipped_card
+from metastep.schedules.files import pretrained_card
+from metastep.schedules.model_card import ScheduleCard
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: the extra [hub]")
 from huggingface_hub import HfApi, errors
@@ -78,7 +78,7 @@ def test_the_card_is_generated_or_given(tmp_path: Path) -> None:
     assert "Transfer: not measured." in generated
     given = ScheduleCard(name="called", summary="So.", limits=["Short runs."])
     assert "* Short runs." in (save_pretrained(learned(), tmp_path / "given", card=given) / "README.md").read_text()
-    text = shipped_card("mlrsnet-cifar10")
+    text = pretrained_card("mlrsnet-cifar10")
     assert (save_pretrained(learned(), tmp_path / "text", card=text) / "README.md").read_text() == text
 
 

@@ -64,7 +64,7 @@ def test_one_step_meta_gradient_equals_autograd_through_the_step(network: str, o
     rng = torch.random.get_rng_state()
     loss = loss_of(twin, batches[5]).item()
     torch.random.set_rng_state(rng)
-    rate, _ = lr.ask_with_graph(loss, lr.state)
+    rate, _ = lr.query_with_graph(loss, lr.state)
     expected = unrolled(
         twin,
         twin_opt,
@@ -96,7 +96,7 @@ def test_muon_too_is_read_off_from_its_step() -> None:
     learner = ms.MetaLearner(lr, lambda: loss_of(model, batches[7]), every=1, meta_optimizer=meta)
     before = [w.detach().clone() for w in lr.schedule.parameters()]
     twin, twin_opt = copy.deepcopy((model, opt))
-    rate, _ = lr.ask_with_graph(loss_of(twin, batches[5]).item(), lr.state)
+    rate, _ = lr.query_with_graph(loss_of(twin, batches[5]).item(), lr.state)
     # Newton-Schulz runs in bfloat16: its derivative is neither needed nor taken, so the graph is cut at the gradient
     expected = unrolled(
         twin,
@@ -129,7 +129,7 @@ def test_exact_horizon_equals_unrolled_autograd(network: str, optimizer: str) ->
         loss = loss_of(walker, batches[1 + k])
         walker_opt.zero_grad()
         loss.backward()
-        rate, state = twin_lr.ask_with_graph(loss.item(), state)
+        rate, state = twin_lr.query_with_graph(loss.item(), state)
         rates.append(rate)
         for group in walker_opt.param_groups:
             group["lr"] = rate.item()
@@ -162,7 +162,7 @@ def test_first_order_horizon_is_the_slope_along_the_directions_taken() -> None:
     twin_lr = copy.deepcopy(lr)
     for k in range(horizon):
         loss = train_step(model, opt, lr, batches[1 + k])
-        rate, state = twin_lr.ask_with_graph(loss.item(), state)
+        rate, state = twin_lr.query_with_graph(loss.item(), state)
         rates.append(rate)
         rng = torch.random.get_rng_state()
         learner.step()

@@ -42,7 +42,7 @@ def test_one_step_meta_gradient_equals_autograd_through_the_step() -> None:
     twin, twin_opt, twin_lr = copy.deepcopy((model, opt, lr))
     rng = torch.random.get_rng_state()
     train_step(twin, twin_opt, twin_lr, batches[5])
-    rate, _ = twin_lr.ask_with_graph(twin_lr.close_window(), twin_lr.state)
+    rate, _ = twin_lr.query_with_graph(twin_lr.flush(), twin_lr.state)
     torch.random.set_rng_state(rng)
     losses = [lambda m: loss_of(m, batches[5])]
     weights = list(twin_lr.schedule.parameters())

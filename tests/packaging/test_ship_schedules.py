@@ -8,7 +8,7 @@ import torch
 from benchmarks.ship_schedules import RESULTS, card, main, read_plan, shipped_schedule
 
 import metastep as ms
-from metastep.schedules.shipped import shipped_card
+from metastep.schedules.files import pretrained_card
 
 PLAN = read_plan()
 
@@ -27,7 +27,7 @@ def test_a_shipped_schedule_has_the_weights_and_the_rule_of_its_plan(name: str) 
 
 @pytest.mark.parametrize("name", PLAN)
 def test_a_shipped_card_is_what_the_records_say(name: str) -> None:
-    assert shipped_card(name) == card(name, PLAN[name]).markdown(ms.load_schedule(name)), (
+    assert pretrained_card(name) == card(name, PLAN[name]).markdown(ms.load_schedule(name)), (
         "the card is not what its records say; run python benchmarks/ship_schedules.py"
     )
 
@@ -46,4 +46,4 @@ def test_the_program_writes_both_files(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", ["ship", "--only", "mlrsnet-cifar10", "--out", str(tmp_path)])
     main()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlrsnet-cifar10.md", "mlrsnet-cifar10.safetensors"]
-    assert (tmp_path / "mlrsnet-cifar10.md").read_text() == shipped_card("mlrsnet-cifar10")
+    assert (tmp_path / "mlrsnet-cifar10.md").read_text() == pretrained_card("mlrsnet-cifar10")

@@ -29,6 +29,8 @@ SCHEDULES = {
     "staircase-control": lambda: ms.Phased([net(0), net(1)], total_steps=9).staircase(),
     "SignalSchedule": lambda: ms.SignalSchedule(("loss", "alignment"), 4, True, total_steps=9, trained_for="sgd"),
     "Constant": ms.Constant,
+    "Linear": lambda: ms.Linear(9, min_factor=0.1),
+    "TimeBased": lambda: ms.TimeBased(0.1),
     "MultiStep": lambda: ms.MultiStep([3, 5], gamma=0.3),
     "Exponential": lambda: ms.Exponential(0.9),
     "Staircase": lambda: ms.Staircase((1.0, 0.1), total_steps=8),
@@ -65,7 +67,7 @@ def test_every_schedule_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
 
 def test_every_public_schedule_can_be_saved() -> None:
     public = {name for name in ms.__all__ if isinstance(c := getattr(ms, name), type) and issubclass(c, ms.Schedule)}
-    assert public - {"Schedule"} == {type(make()).__name__ for make in SCHEDULES.values()}
+    assert public - {"Schedule", "LearnedSchedule"} == {type(make()).__name__ for make in SCHEDULES.values()}
 
 
 def test_one_snapshot_may_stand_in_a_file_twice(tmp_path: Path) -> None:
@@ -190,7 +192,13 @@ def published(network: ms.MLRSNet) -> dict[str, torch.Tensor]:
 def test_published_weights_are_read_in_every_wrapping(
     layers: int, nested: bool, old_format: bool, tmp_path: Path
 ) -> None:
-    network = net(num_layers=layers, bottleneck=8, gate_layout="ifgo", scale=ms.ScaleRule(text=True))
+    network = net(
+        num_layers=layers,
+        bottleneck=8,
+        gate_layout="ifgo",
+        scale=ms.ScaleRule(text=True),
+        trained_for="sgd, sgd-momentum",
+    )
     weights = published(network)
     content = {"state_dict": weights} if nested else weights
     torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=not old_format)

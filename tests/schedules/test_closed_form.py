@@ -13,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_schedulers
 
-from metastep.schedules.annealing import Cosine, OneCycle, WarmRestarts, WarmupStableDecay
-from metastep.schedules.closed_form import ClosedForm, Constant, Exponential, MultiStep, Staircase
+from metastep.schedules.closed_form import (
+    ClosedForm,
+    Constant,
+    Cosine,
+    Exponential,
+    MultiStep,
+    OneCycle,
+    Staircase,
+    WarmRestarts,
+    WarmupStableDecay,
+)
 
 fixed = settings(derandomize=True, deadline=None, max_examples=100)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import metastep as ms
-from metastep.schedules.defaults import DEFAULTS
+from metastep.schedules.files import DEFAULTS
 
 
 def parameters() -> list[torch.nn.Parameter]:

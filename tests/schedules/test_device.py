@@ -13,7 +13,7 @@ from tests.schedules.loops import net, null, rates
 from torch import nn
 
 import metastep as ms
-from metastep.schedules.groups import GroupRates
+from metastep.schedules.param_groups import ParamGroups
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -41,7 +41,7 @@ class Blind(torch.optim.Optimizer):
 def test_observing_and_stepping_read_nothing_back(
     form: str, warmup_steps: int, schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GroupRates, "_initial_rate", lambda *_: 0.1)  # read once, when a group joins
+    monkeypatch.setattr(ParamGroups, "_initial_rate", lambda *_: 0.1)  # read once, when a group joins
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": torch.empty((), device="meta")} for _ in range(2)]
     optimizer = Blind(groups, {})
     lr = ms.LearnedLR(
@@ -61,8 +61,8 @@ def test_observing_and_stepping_read_nothing_back(
 
 @pytest.mark.parametrize("scope", ["network", "layer"])
 def test_watching_the_optimizer_reads_nothing_back(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GroupRates, "_initial_rate", lambda *_: 0.1)
-    monkeypatch.setattr("metastep.schedules.reading.check_linear_in_rate", lambda _: True)  # asked once, in one step
+    monkeypatch.setattr(ParamGroups, "_initial_rate", lambda *_: 0.1)
+    monkeypatch.setattr("metastep.schedules.monitor.check_linear_in_rate", lambda _: True)  # asked once, in one step
     parameters = [nn.Parameter(torch.empty(3, device="meta", dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
@@ -86,7 +86,9 @@ class OnDevice:
         self.parameter.grad = torch.ones(3, device=device)
         rate, capturable = torch.tensor(0.1, device=device), device == "cuda"
         self.optimizer = torch.optim.Adam([self.parameter], lr=rate, capturable=capturable)
-        self.lr = ms.LearnedLR(self.optimizer, net().float(), **{"initial_loss": 2.3, "num_classes": 10, **options})
+        self.lr = ms.LearnedLR(
+            self.optimizer, net(trained_for="adam").float(), **{"initial_loss": 2.3, "num_classes": 10, **options}
+        )
 
 
 def test_the_devices_arithmetic_gives_the_hosts_rates() -> None:

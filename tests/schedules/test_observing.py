@@ -140,6 +140,7 @@ def test_initial_loss_and_number_of_classes_come_from_the_first_window() -> None
     assert lr.scale == pytest.approx(0.669, abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:the first loss, ")
 @given(losses=st.lists(st.floats(), min_size=1, max_size=20), text=st.booleans())
 @fixed
 def test_whatever_the_losses_are_the_rates_are_positive_finite_and_bounded(losses: list[float], text: bool) -> None:

@@ -47,6 +47,7 @@ def through_a_file(thing: object) -> object:
 
 
 @pytest.mark.parametrize("lr_first", [True, False])
+@pytest.mark.filterwarnings("ignore:.* measures the scale of its rate by a rule for sgd")
 @pytest.mark.parametrize(("schedule", "optimizer"), list(product(SCHEDULES, OPTIMIZERS)))
 def test_a_resumed_run_is_the_unbroken_one_to_the_last_bit(schedule: str, optimizer: str, lr_first: bool) -> None:
     whole, whole_lr = start(schedule, optimizer)

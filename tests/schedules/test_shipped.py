@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import metastep as ms
-from metastep.schedules import shipped
-from metastep.schedules.shipped import shipped_card, shipped_file
+from metastep.schedules import files as schedule_files
+from metastep.schedules.files import pretrained_card, pretrained_file
 
-FOLDER = files("metastep.schedules.shipped")
+FOLDER = files("metastep.schedules") / "pretrained"
 NAMES = sorted(
     entry.name.removesuffix(".safetensors") for entry in FOLDER.iterdir() if entry.name[-12:] == ".safetensors"
 )
@@ -27,7 +27,7 @@ def test_every_file_has_its_card_and_every_card_its_file() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_schedule_is_small_and_sets_finite_rates(name: str) -> None:
-    file = shipped_file(name)
+    file = pretrained_file(name)
     assert file is not None
     assert len(file.read_bytes()) < LARGEST
     schedule = ms.load_schedule(name).with_total_steps(30)
@@ -47,7 +47,7 @@ def test_a_shipped_schedule_is_small_and_sets_finite_rates(name: str) -> None:
 def test_a_shipped_schedule_has_one_line_that_says_what_it_is(name: str) -> None:
     summary = ms.shipped_schedules()[name]
     assert 10 < len(summary) < 100
-    assert summary in shipped_card(name)
+    assert summary in pretrained_card(name)
 
 
 def test_a_name_means_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_the_frozen_schedule_has_the_weights_that_its_record_was_made_with() -> 
         ("mlrsnet-cifar", "did you mean mlrsnet-cifar10"),
         ("mlrsnet_cifar10.safetensors", "did you mean mlrsnet-cifar10"),
         ("zzz", "or a name: .*mlrsnet-cifar10"),
-        ("../shipped/mlrsnet-cifar10", "no schedule file"),
+        ("../pretrained/mlrsnet-cifar10", "no schedule file"),
         ("", "no schedule file"),
         (".", "no schedule file"),
         ("C:mlrsnet-cifar10", "no schedule file"),
@@ -84,9 +84,9 @@ def test_an_unknown_name_gets_the_nearest_and_a_path_never_leads_into_the_packag
 
 
 def test_a_schedule_that_is_not_shipped_has_no_file_and_no_card() -> None:
-    assert shipped_file("cosine") is None
+    assert pretrained_file("cosine") is None
     with pytest.raises(FileNotFoundError):
-        shipped_card("cosine")
+        pretrained_card("cosine")
 
 
 class Trap:
@@ -101,7 +101,7 @@ class Trap:
 
 def test_code_in_the_place_of_a_shipped_file_is_refused_and_not_run(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "mlrsnet-cifar10.safetensors").write_bytes(pickle.dumps({"layer3.weight": Trap(tmp_path / "was_run")}))
-    monkeypatch.setattr(shipped, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(schedule_files, "_folder", lambda: tmp_path)
     with pytest.raises(ms.ScheduleFileError, match="mlrsnet-cifar10"):
         ms.load_schedule("mlrsnet-cifar10")
     assert not (tmp_path / "was_run").exists()

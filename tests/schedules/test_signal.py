@@ -9,7 +9,7 @@ from torch import Tensor
 
 import metastep as ms
 from metastep.core.policy import Reach
-from metastep.schedules.base import Reading
+from metastep.schedules.base import Observation
 
 
 def schedule(**options) -> ms.SignalSchedule:
@@ -19,14 +19,14 @@ def schedule(**options) -> ms.SignalSchedule:
     return made.double()
 
 
-def readings(steps: int, layers: int = 0) -> list[Reading]:
+def readings(steps: int, layers: int = 0) -> list[Observation]:
     torch.manual_seed(1)
     found = []
     for step in range(steps):
         raw = torch.rand(max(layers, 1), 4).double() * torch.tensor([0.01, 1, 1e-4, 9])
         raw[:, 2] *= step > 0
         loss = torch.tensor(2.0).double() * 0.95**step
-        found.append(Reading(loss, raw.sum(0), raw if layers else None))
+        found.append(Observation(loss, raw.sum(0), raw if layers else None))
     return found
 
 
@@ -81,7 +81,7 @@ def test_layers_that_see_the_same_have_the_same_rate_and_others_have_not() -> No
     for reading in readings(3, 3):
         raw = reading.layers.clone()
         raw[1] = raw[0]
-        rate, state = made(Reading(reading.loss, raw.sum(0), raw), state)
+        rate, state = made(Observation(reading.loss, raw.sum(0), raw), state)
     assert rate[0] == rate[1] != rate[2]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.schedules.signal_runs import OPTIMIZERS, Sines, schedule, train
 
 import metastep as ms
-from metastep.schedules.skipping import SkippedStep
+from metastep.schedules.monitor import SkippedStep
 
 STEPS = 40
 
@@ -95,9 +95,11 @@ def test_a_scalar_verdict_of_no_leaves_gradients_as_they_are() -> None:
     before = [p.grad.clone() for p in run.net.parameters()]
     skipped = SkippedStep(run.optimizer)
     for verdict in (False, torch.tensor(False)):
-        skipped.prepare(verdict)
+        skipped.decide(verdict)
+        skipped.prepare()
         assert all(torch.equal(p.grad, g) for p, g in zip(run.net.parameters(), before, strict=True))
-    skipped.prepare(True)
+    skipped.decide(True)
+    skipped.prepare()
     assert all(p.grad is None for p in run.net.parameters())
     skipped.over()
     assert all(torch.equal(p.grad, g) for p, g in zip(run.net.parameters(), before, strict=True))

@@ -13,7 +13,7 @@ from torch import nn
 import metastep as ms
 from metastep.core.inner import inner_product
 from metastep.schedules.linearity import NotLinearInRate
-from metastep.schedules.watching import Watch
+from metastep.schedules.monitor import Monitor
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -37,7 +37,7 @@ def test_it_learns_from_a_rate_far_too_low_with_any_base(optimizer: str, options
 
 def test_the_raw_numbers_are_those_of_the_present_gradient_and_the_last_displacement() -> None:
     run = Sines("adamw", torch.float64)
-    watch, each = Watch(run.optimizer, layers=False), Watch(run.optimizer, layers=True)
+    watch, each = Monitor(run.optimizer, layers=False), Monitor(run.optimizer, layers=True)
     parameters = list(run.net.parameters())
     now = [p.detach().clone() for p in parameters]
     for _ in range(4):
@@ -62,7 +62,7 @@ def test_parameters_of_all_kinds_are_measured_and_those_without_a_gradient_count
     parameters = [nn.Parameter(kind) for kind in kinds]
     frozen, idle = nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([*parameters, frozen, idle], lr=0.5)
-    watch = Watch(optimizer, layers=True)
+    watch = Monitor(optimizer, layers=True)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     watch.measure()
@@ -78,7 +78,7 @@ def test_a_sparse_gradient_is_measured() -> None:
     table = nn.Embedding(5, 2, sparse=True)
     optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
     table(torch.tensor([1, 1, 3])).sum().backward()
-    network, _ = Watch(optimizer, layers=False).measure()
+    network, _ = Monitor(optimizer, layers=False).measure()
     assert network[1] == 2 * (2**2 + 1)
 
 

@@ -78,7 +78,7 @@ def evolution_config(base: str, scope: str | None, start_from: str | None, **giv
         ValueError: for a base that there is not, or numbers out of range.
     """
     from metastep.lab.evolution import default_config
-    from metastep.schedules.arguments import one_of
+    from metastep.schedules.base import one_of
 
     if scope is not None:
         given["scope"] = one_of("scope", scope, ("network", "layer"))

@@ -37,7 +37,7 @@ def inspect(
     One that watches its optimizer is shown in three short runs on digits/mlp, from 0.01, 1 and 10 times the usual rate.
     """
     from metastep.schedules import load_schedule
-    from metastep.schedules.checkpoint import read_schedule_file
+    from metastep.schedules.files import read_schedule_file
 
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}.")

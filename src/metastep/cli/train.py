@@ -43,7 +43,7 @@ def train(
     from metastep.lab.bench.protocols import training
     from metastep.lab.bench.schedules import SCHEDULES, make_schedule
     from metastep.lab.tasks.table import recipe_of
-    from metastep.schedules.defaults import DEFAULTS
+    from metastep.schedules.files import DEFAULTS
 
     recipe = recipe_of(o.require_task(task))
     schedule = schedule or DEFAULTS.get(run.optimizer or recipe.optimizer, "cosine")

@@ -7,7 +7,7 @@ from typing import Any
 
 from metastep.files import write_atomically
 from metastep.schedules import Schedule, load_schedule, save_schedule, shipped_schedules
-from metastep.schedules.card import ScheduleCard
+from metastep.schedules.model_card import ScheduleCard
 
 try:
     from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
@@ -37,8 +37,8 @@ class HubSchedule(ModelHubMixin, library_name="metastep", tags=["metastep", "lea
 
     Args:
         schedule: any metastep schedule.
-        card: a :class:`metastep.schedules.card.ScheduleCard`, or the text of the card; None for one that says what is
-            known from the schedule itself.
+        card: a :class:`metastep.schedules.model_card.ScheduleCard`, or the text of the card; None for one that says
+            what is known from the schedule itself.
 
     Attributes:
         schedule: the schedule.
@@ -114,7 +114,7 @@ def save_pretrained(schedule: Schedule, folder: str | Path, *, card: ScheduleCar
     Args:
         schedule: any metastep schedule.
         folder: made if it is not there. A card that lies there is kept unless ``card`` is given.
-        card: as for :class:`HubSchedule`; :func:`metastep.schedules.shipped.shipped_card` has those of our own.
+        card: as for :class:`HubSchedule`; :func:`metastep.schedules.files.pretrained_card` has those of our own.
 
     Returns:
         The folder.

@@ -29,7 +29,7 @@ class MetaLearner:
     exactly, for every optimizer whose update is linear in its rate: u is what its step did, divided by the rate. So a
     meta-update costs one validation pass, one inner product, and one copy of the parameters. Then the real step is
     taken at the rate of the new weights. Buffers, random streams and gradients are as without the look-ahead, the
-    schedule ticks once per step, and a validation loss or slope that is not finite skips the update
+    schedule advances once per step, and a validation loss or slope that is not finite skips the update
     (``skipped_updates``).
 
     With several ranks each takes its own validation batch, and the loss is the mean of theirs: they send it and the
@@ -153,7 +153,7 @@ class MetaLearner:
         elif scaler is None or self._gradients_are_finite(scaler):
             self._step_and_learn(scaler)
         else:
-            scaler.step(self.lr.optimizer)  # will skip: the schedule does not tick, nothing is learned
+            scaler.step(self.lr.optimizer)  # will skip: the schedule does not advance, nothing is learned
 
     @property
     def in_window(self) -> bool:
@@ -164,22 +164,22 @@ class MetaLearner:
 
     def _step_and_learn(self, scaler: GradScaler | None) -> None:
         self._make_sure_of_linearity()
-        loss = self.lr.close_window()
-        rate, state = (self.lr.groups.reference, None) if loss is None else self.lr.ask(loss)
-        if loss is None or self.lr.schedule.skips(state):  # no finite loss was ever observed, or the schedule brakes
-            with self.lr.held(rate):
+        loss = self.lr.flush()
+        rate, state = (self.lr.groups.reference, None) if loss is None else self.lr.query(loss)
+        if loss is None or self.lr.skips(state):  # no finite loss was ever observed, or the schedule skips the step
+            with self.lr.override(rate):
                 self._optimizer_step(scaler)
             if loss is not None:
-                self.lr.tick(rate, state)
+                self.lr.commit(rate, state)
                 self.skipped_updates += 1
             return
         parameters = self._parameters()
         displacement = copy_parameters(parameters)
-        with self.lr.held(rate):
+        with self.lr.override(rate):
             self._optimizer_step(scaler)
         into_displacements(displacement, parameters)
         try:
-            rate_graph, _ = self.lr.ask_with_graph(loss, self.lr.state)
+            rate_graph, _ = self.lr.query_with_graph(loss, self.lr.state)
             loss_scale = 1.0 if scaler is None else scaler.get_scale()
             found = validation_slopes(
                 parameters,
@@ -187,14 +187,14 @@ class MetaLearner:
                 self.validation_loss,
                 loss_scale,
                 keep_gradients=self.keep_gradients,
-                ranks=self.lr.agreement.process_group,
+                ranks=self.lr.process_group,
             )
             if self._update(found, [rate_graph]):
-                new_rate, state = self.lr.ask(loss)
+                new_rate, state = self.lr.query(loss)
                 stretch(parameters, displacement, new_rate / rate)
                 rate = new_rate
         finally:  # the step is taken, whatever becomes of the lesson
-            self.lr.tick(rate, state)
+            self.lr.commit(rate, state)
 
     def _update(self, found: tuple[float, Tensor], rates: list[Tensor]) -> bool:
         r"""Apply :math:`\sum_k (s_k / \eta_k)\, d\eta_k / d\phi` to the schedule; False if something is not finite.
@@ -219,7 +219,7 @@ class MetaLearner:
             self.skipped_updates += 1
             return False
         self.meta_optimizer.step()
-        self.lr.schedule.weights_changed()
+        self.lr.weights_changed()
         self.meta_updates += 1
         return True
 
@@ -263,7 +263,7 @@ class MetaLearner:
         """All that a step may move: torch's optimizers move whatever has a gradient, frozen since or not."""
         groups = self.lr.optimizer.param_groups
         parameters = [p for group in groups for p in group["params"] if p.requires_grad or p.grad is not None]
-        check_placement(parameters, self.lr.agreement.process_group)
+        check_placement(parameters, self.lr.process_group)
         return parameters
 
     def _make_sure_of_linearity(self) -> None:

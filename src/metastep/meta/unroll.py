@@ -50,9 +50,9 @@ class Window:
         if first_order:
             return
         optimizer = lr.optimizer
-        if lr.agreement.ranks > 1:
+        if lr.rank_count > 1:
             raise ValueError(
-                f"first_order must be True for horizon > 1 on {lr.agreement.ranks} ranks, got False: neither DDP nor "
+                f"first_order must be True for horizon > 1 on {lr.rank_count} ranks, got False: neither DDP nor "
                 "FSDP can be differentiated twice."
             )
         if "differentiable" not in optimizer.defaults:
@@ -74,29 +74,29 @@ class Window:
 
     def step(self) -> None:
         """Query the schedule with a graph and take the step at its rate."""
-        loss = self.lr.close_window()
+        loss = self.lr.flush()
         if loss is None:
-            with self.lr.held(self.lr.groups.reference):
+            with self.lr.override(self.lr.groups.reference):
                 self.lr.optimizer.step()
             return
-        rate, state = self.lr.ask(loss)
-        rate_graph, self._graph_state = self.lr.ask_with_graph(loss, self._graph_state)
+        rate, state = self.lr.query(loss)
+        rate_graph, self._graph_state = self.lr.query_with_graph(loss, self._graph_state)
         start = copy_parameters(self.parameters)
         inputs = None
-        with self.lr.held(rate):
+        with self.lr.override(rate):
             if self._closure is not None:
                 inputs = record_input(self.lr.optimizer, self.parameters, start)
             self.lr.optimizer.step()
         displacement = [local(p.detach()) - s for p, s in zip(self.parameters, start, strict=True)]
         self._taken.append(_Taken(displacement, self._closure, self._rng, inputs))
         self.rates.append(rate_graph)
-        self.lr.tick(rate, state)
+        self.lr.commit(rate, state)
 
     def slopes(self, validation_loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
         """Return the validation loss after the last step and its slopes along each of the K displacements."""
         if self.first_order:
             steps = [taken.displacement for taken in self._taken]
-            ranks = self.lr.agreement.process_group
+            ranks = self.lr.process_group
             return validation_slopes(self.parameters, steps, validation_loss, ranks=ranks)
         loss, adjoint = self._validation_gradient(validation_loss)
         slopes: list[Tensor] = []

@@ -1,36 +1,18 @@
 """Schedules: from the training loss to the learning rate."""
 
-from metastep.schedules.annealing import Cosine, OneCycle, WarmRestarts, WarmupStableDecay
-from metastep.schedules.attach import LearnedLR
-from metastep.schedules.base import Schedule
-from metastep.schedules.checkpoint import ScheduleFileError, load_schedule, save_schedule
-from metastep.schedules.closed_form import Constant, Exponential, MultiStep, Staircase
-from metastep.schedules.mlrsnet import MLRSNet
-from metastep.schedules.phased import FixedOutput, Phased
-from metastep.schedules.plateau import ReduceOnPlateau
-from metastep.schedules.scale import ScaleRule
-from metastep.schedules.shipped import shipped_schedules
-from metastep.schedules.signal import SignalSchedule
+from metastep.schedules.base import LearnedSchedule as LearnedSchedule
+from metastep.schedules.base import Schedule as Schedule
+from metastep.schedules.files import ScheduleFileError as ScheduleFileError
+from metastep.schedules.files import load_schedule as load_schedule
+from metastep.schedules.files import save_schedule as save_schedule
+from metastep.schedules.files import shipped_schedules as shipped_schedules
+from metastep.schedules.learned_lr import LearnedLR as LearnedLR
+from metastep.schedules.registry import *  # noqa: F403 -- the classes of the registry
+from metastep.schedules.registry import REGISTRY
+from metastep.schedules.scale import ScaleRule as ScaleRule
 
-__all__ = [
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "FixedOutput",
-    "LearnedLR",
-    "MLRSNet",
-    "MultiStep",
-    "OneCycle",
-    "Phased",
-    "ReduceOnPlateau",
-    "ScaleRule",
-    "Schedule",
-    "ScheduleFileError",
-    "SignalSchedule",
-    "Staircase",
-    "WarmRestarts",
-    "WarmupStableDecay",
-    "load_schedule",
-    "save_schedule",
-    "shipped_schedules",
-]
+#: What is imported above by its own name, and the registry's.
+_OTHERS = ("LearnedLR", "LearnedSchedule", "ScaleRule", "Schedule", "ScheduleFileError")
+_FUNCTIONS = ("load_schedule", "save_schedule", "shipped_schedules")
+
+__all__ = sorted([*REGISTRY, *_OTHERS, *_FUNCTIONS])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metastep.schedules.base import Loss, Reading, Schedule
+from metastep.schedules.base import Loss, Observation, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ class GraphedQuery:
         self._calls = 0
         self._recorded: _Recorded | None = None
 
-    def __call__(self, schedule: Schedule, loss: Loss | Reading, state: State) -> tuple[Rate, State]:
+    def __call__(self, schedule: Schedule, loss: Loss | Observation, state: State) -> tuple[Rate, State]:
         """What ``schedule(loss, state)`` returns."""
         inputs = _inputs(loss, state)
         replays = _all_on_cuda(inputs) and not torch.is_grad_enabled() and not torch.cuda.is_current_stream_capturing()
@@ -63,7 +63,7 @@ class GraphedQuery:
 class _Recorded:
     """The graph of one kind of query, with the tensors that it reads and writes."""
 
-    def __init__(self, schedule: Schedule, loss: Loss | Reading, state: State) -> None:
+    def __init__(self, schedule: Schedule, loss: Loss | Observation, state: State) -> None:
         self._loss, self._state = _copied(loss), state.clone()
         self._inputs = [part for part in _inputs(self._loss, self._state) if part is not None]
         self._graph = torch.cuda.CUDAGraph()
@@ -95,8 +95,8 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _inputs(loss: Loss | Reading, state: State) -> tuple[Any, ...]:
-    return (*loss, state) if isinstance(loss, Reading) else (loss, state)
+def _inputs(loss: Loss | Observation, state: State) -> tuple[Any, ...]:
+    return (*loss, state) if isinstance(loss, Observation) else (loss, state)
 
 
 def _all_on_cuda(inputs: tuple[Any, ...]) -> bool:
@@ -104,6 +104,6 @@ def _all_on_cuda(inputs: tuple[Any, ...]) -> bool:
 
 
 def _copied(loss: Any) -> Any:
-    if isinstance(loss, Reading):
-        return Reading(*map(_copied, loss))
+    if isinstance(loss, Observation):
+        return Observation(*map(_copied, loss))
     return None if loss is None else loss.clone()

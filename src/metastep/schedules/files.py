@@ -1,70 +1,65 @@
-"""Schedules on disk: safetensors with their configuration and a checksum; no file is ever unpickled into code."""
+"""Schedules on disk and by name: our safetensors files, published ``.pth`` snapshots, and those in the package.
+
+No file is ever unpickled into code, and what a file says of its sizes is held against the tensors that are there before
+anything of such a size is made.
+"""
 
 import difflib
 import hashlib
+import io
 import json
-from collections.abc import Callable, Sequence
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, Final, cast
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from metastep.files import write_atomically
-from metastep.schedules.annealing import Cosine, OneCycle, WarmRestarts, WarmupStableDecay
-from metastep.schedules.base import Schedule
-from metastep.schedules.closed_form import Constant, Exponential, MultiStep, Staircase
+from metastep.files import decode_json, write_atomically
+from metastep.schedules.base import LearnedSchedule, Schedule
+from metastep.schedules.migration import upgraded_config
 from metastep.schedules.mlrsnet import GateLayout, MLRSNet
-from metastep.schedules.phased import FixedOutput, Phased
-from metastep.schedules.plateau import ReduceOnPlateau
-from metastep.schedules.published import read_published
-from metastep.schedules.shipped import shipped_file, shipped_schedules
-from metastep.schedules.signal import SignalSchedule
+from metastep.schedules.registry import REGISTRY
+from metastep.schedules.scale import ScaleRule
+
+#: By the name of the base optimizer, the pretrained schedule that it gets when none is named. To be here, a schedule
+#: must beat the cosine at its defaults on most tasks of the benchmark reactive/transfer, and its own control.
+DEFAULTS: Final = MappingProxyType({"adamw": "signal-adamw"})
 
 _FORMAT, _SCHEMA = "metastep.schedule", "1"
+_SUFFIX = ".safetensors"
+_LARGEST_FILE = 2**28  # bytes; the largest schedule in the package has 0.1 MB
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ScheduleFileError(ValueError):
     """A file that holds no readable schedule: what was found in it and what can be done."""
 
 
-def _phased(config: dict[str, Any]) -> Phased:
-    members = [build_schedule(member["class"], member["config"]) for member in config["schedules"]]
-    return Phased(members, boundaries=config["boundaries"])
+class _Header(msgspec.Struct):
+    """What is read of the head of a safetensors file, besides the tensors."""
+
+    metadata: dict[str, str] = msgspec.field(default_factory=dict, name="__metadata__")
 
 
-_CLOSED_FORMS = (Constant, MultiStep, Exponential, Staircase, Cosine, WarmRestarts, OneCycle, WarmupStableDecay)
-
-#: Every schedule that can be read from a file, and how its configuration makes one.
-_BUILDERS: dict[str, Callable[[dict[str, Any]], Schedule]] = {
-    "MLRSNet": MLRSNet.from_config,
-    "SignalSchedule": SignalSchedule.from_config,
-    "FixedOutput": FixedOutput.from_config,
-    "Phased": _phased,
-    **{form.__name__: lambda config, form=form: form(**config) for form in (*_CLOSED_FORMS, ReduceOnPlateau)},  # type: ignore[misc]
-}
-
-
-def build_schedule(name: str, config: dict[str, Any]) -> Schedule:
-    """Make a schedule from its class name and ``config()``, with fresh weights.
-
-    Raises:
-        ScheduleFileError: for an unknown class or a configuration that it refuses.
-    """
-    if name not in _BUILDERS:
-        raise ScheduleFileError(f"schedule class {name!r} is unknown; known: {', '.join(_BUILDERS)}.")
-    try:
-        return _BUILDERS[name](config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ScheduleFileError(f"{name} refuses the configuration {config}: {error}") from error
+# ---- saving
 
 
 def save_schedule(schedule: Schedule, path: str | Path, *, learned_on: Sequence[str] = ()) -> None:
     """Write a schedule, its configuration and scale rule included, to a safetensors file.
 
-    The file is replaced as a whole or not at all; it has the checksum of its content.
+    The file is replaced as a whole or not at all; it has the checksum of its content. Equal schedules are equal files.
 
     Args:
         schedule: any metastep schedule.
@@ -80,20 +75,47 @@ def save_schedule(schedule: Schedule, path: str | Path, *, learned_on: Sequence[
         >>> load_schedule(tmp_path / "small.safetensors").hidden_size
         8
     """
-    if type(schedule).__name__ not in _BUILDERS:
-        raise TypeError(f"schedule must be one of {', '.join(_BUILDERS)}, got {type(schedule).__name__}.")
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in schedule.state_dict().items()}
-    described = {"class": type(schedule).__name__, "config": json.dumps(schedule.config())}
+    name = type(schedule).__name__
+    if REGISTRY.get(name) is not type(schedule):
+        raise TypeError(
+            f"schedule must be one of {', '.join(REGISTRY)}, got {name}; a schedule of your own needs its line in "
+            "metastep/schedules/registry.py to be saved."
+        )
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in schedule.state_dict().items()}
+    described = {"class": name, "config": json.dumps(schedule.config())}
     if learned_on:
         described["learned_on"] = json.dumps(list(learned_on))
     metadata = {"format": _FORMAT, "schema": _SCHEMA, **described, "sha256": _checksum(tensors, described)}
-    write_atomically(Path(path), safetensors.torch.save(tensors, metadata=metadata))
+    write_atomically(Path(path), _in_order(safetensors.torch.save(tensors, metadata=metadata)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted; the library writes them in any order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    described = f"{metadata.get('class')}{metadata.get('config')}{metadata.get('learned_on', '')}"
+    digest = hashlib.sha256(described.encode(errors="surrogatepass"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(cast("Any", tensor.flatten().view(torch.uint8)).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- loading
 
 
 def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = None) -> Schedule:
     """Read a schedule that comes with the package, our safetensors file, or a published ``.pth`` snapshot.
 
-    Files are told apart by content. Nothing inside a file is run.
+    Files are told apart by content. Nothing inside a file is run, and no random number is drawn.
 
     Args:
         path_or_name: the file, or one of :func:`metastep.shipped_schedules`. Such a name means the same in every
@@ -116,19 +138,137 @@ def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = Non
         3
     """
     path, data = Path(path_or_name), read_schedule_file(path_or_name)
-    schedule: Schedule
-    if data[8:9] == b"{":
-        if gate_layout is not None:
-            raise ScheduleFileError(f"{path}: gate_layout is stored in the file; leave the argument out.")
-        schedule = _read(path, data)
-    else:
-        try:
-            schedule = read_published(data, gate_layout or "ifgo")
-        except ValueError as error:
-            raise ScheduleFileError(f"{path}: {error}") from error
-    if not all(weight.isfinite().all() for weight in schedule.state_dict().values()):
-        raise ScheduleFileError(f"{path}: some weights are not finite; such a schedule sets no rate.")
+    ours = data[8:9] == b"{"
+    try:
+        if ours and gate_layout is not None:
+            raise ValueError("gate_layout is stored in the file; leave the argument out.")
+        with torch.inference_mode(False), torch.device("cpu"):
+            return _read(data) if ours else _read_published(data, gate_layout or "ifgo")
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        raise ScheduleFileError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _read(data: bytes) -> Schedule:
+    try:
+        tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load(data).items()}
+        metadata = _metadata(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"broken or truncated safetensors file ({error}).") from error
+    if metadata.get("format") != _FORMAT or metadata.get("schema") != _SCHEMA:
+        raise ValueError(
+            f"not a metastep schedule of schema {_SCHEMA}; its metadata says "
+            f"format {metadata.get('format')!r}, schema {metadata.get('schema')!r}."
+        )
+    if metadata.get("sha256") != _checksum(tensors, metadata):
+        raise ValueError("the checksum of the content does not agree; the file is damaged.")
+    if not {"class", "config"} <= metadata.keys():
+        raise ValueError("its metadata lack the class or the config of the schedule.")
+    name = metadata["class"]
+    config = upgraded_config(name, decode_json(metadata["config"], dict[str, Any], "the configuration"))
+    return _with_weights(name, config, tensors)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    size = int.from_bytes(data[:8], "little")
+    return decode_json(data[8 : 8 + size], _Header, "the header").metadata
+
+
+def _with_weights(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Schedule:
+    """The schedule of this configuration with these weights; nothing is made of a size that they do not have.
+
+    Raises:
+        ValueError: if they do not go together, or the weights are no finite floating-point numbers.
+    """
+    _check_sizes(name, config, tensors)
+    with torch.device("meta"):  # names and shapes without memory, and without drawing fresh weights
+        schedule = build_schedule(name, config)
+    expected = schedule.state_dict()
+    if missing := expected.keys() ^ tensors.keys():
+        raise ValueError(f"{name} of this configuration has other tensors: {', '.join(sorted(missing)[:3])}.")
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            raise ValueError(f"{key} must have shape {tuple(expected[key].shape)}, got {tuple(tensor.shape)}.")
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    if len(kinds) > 1 or not kinds <= set(_DTYPES):
+        found = ", ".join(sorted(map(str, kinds)))
+        raise ValueError(f"weights must be of one dtype, float16, bfloat16, float32 or float64, got {found}.")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError("some weights are not finite; such a schedule sets no rate.")
+    schedule.load_state_dict(tensors, assign=True)
     return schedule
+
+
+def _check_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Hold the sizes that a configuration claims, those of its members together, against the tensors."""
+    there = {"tensors": len(tensors), "elements": sum(tensor.numel() for tensor in tensors.values())}
+    claimed: dict[str, int] = {}
+    for kind, part in _members(name, config):
+        if not issubclass(kind, LearnedSchedule):
+            continue
+        for size, unit in kind.sizes.items():
+            value = part.get(size)
+            if not isinstance(value, int):
+                continue  # the schedule says what is wrong with it
+            claimed[size] = claimed.get(size, 0) + value
+            if claimed[size] > there[unit]:
+                raise ValueError(f"{size}={value} does not fit the {there[unit]} {unit} in the file.")
+
+
+def _members(name: Any, config: Any) -> Iterator[tuple[type[Schedule], Mapping[str, Any]]]:
+    """The class and the configuration of a schedule, and of all that are members of it."""
+    if not isinstance(name, str) or name not in REGISTRY:
+        raise ValueError(f"schedule class {name!r} is unknown; known: {', '.join(REGISTRY)}.")
+    if not isinstance(config, Mapping):
+        raise ValueError(f"the configuration of {name} must be an object, got {type(config).__name__}.")
+    yield REGISTRY[name], config
+    for value in config.values():
+        for part in value if isinstance(value, list) else ():
+            if isinstance(part, Mapping):
+                yield from _members(part.get("class"), part.get("config"))
+
+
+def build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
+    """Make a schedule from its class name and ``config()``, with fresh weights.
+
+    Raises:
+        ValueError: for an unknown class, or a configuration that it refuses or takes for another one.
+    """
+    ((kind, _), *_) = _members(name, config)
+    arguments = {key: _built(value) for key, value in config.items()}
+    try:
+        schedule = kind.from_config(arguments)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{name} refuses the configuration {_short(config)}: {error}") from error
+    taken = schedule.config()
+    for key, value in config.items():
+        if not _same(value, taken[key]):
+            raise ValueError(f"{name} takes {key}={_short(value)} for {_short(taken[key])}; write that.")
+    return schedule
+
+
+def _built(value: Any) -> Any:
+    """A value of a configuration with the members in it made."""
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) and "class" in part for part in value):
+        return [build_schedule(part["class"], part["config"]) for part in value]
+    return value
+
+
+def _same(given: Any, taken: Any) -> bool:
+    """Whether a value of a configuration means itself: no text stands for True, no True for 1.
+
+    What an older file does not say is passed.
+    """
+    if isinstance(given, dict) and isinstance(taken, dict):
+        return all(key in taken and _same(value, taken[key]) for key, value in given.items())
+    if isinstance(given, list) and isinstance(taken, list):
+        return len(given) == len(taken) and all(map(_same, given, taken))
+    numbers = {type(given), type(taken)} <= {int, float}
+    return (type(given) is type(taken) or numbers) and given == taken
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def learned_on(path_or_name: str | Path) -> tuple[str, ...]:
@@ -142,12 +282,10 @@ def learned_on(path_or_name: str | Path) -> tuple[str, ...]:
     data = read_schedule_file(path_or_name)
     if data[8:9] != b"{":
         return ()
-    size = int.from_bytes(data[:8], "little")
     try:
-        names = json.loads(json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("learned_on", "[]"))
+        return decode_json(_metadata(data).get("learned_on", "[]"), tuple[str, ...], "learned_on")
     except ValueError:
         return ()
-    return tuple(map(str, names))
 
 
 def read_schedule_file(path_or_name: str | Path) -> bytes:
@@ -155,10 +293,11 @@ def read_schedule_file(path_or_name: str | Path) -> bytes:
 
     Raises:
         FileNotFoundError: if there is no such file or name; it says the nearest names.
+        ScheduleFileError: if it is far too large to be one.
     """
-    shipped = shipped_file(path_or_name) if isinstance(path_or_name, str) else None
-    if shipped is not None:
-        return shipped.read_bytes()
+    pretrained = pretrained_file(path_or_name) if isinstance(path_or_name, str) else None
+    if pretrained is not None:
+        return pretrained.read_bytes()
     path = Path(path_or_name)
     if not path.is_file():
         names = list(shipped_schedules())
@@ -167,38 +306,145 @@ def read_schedule_file(path_or_name: str | Path) -> bytes:
         raise FileNotFoundError(
             f"no schedule file {str(path_or_name)!r}; give the path of a .safetensors or .pth file, {hint}"
         )
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ScheduleFileError(
+            f"{path}: {path.stat().st_size:,} bytes are no schedule; the largest has a few megabytes."
+        )
     return path.read_bytes()
 
 
-def _read(path: Path, data: bytes) -> Schedule:
+# ---- published MLR-SNet snapshots: .pth files of ten tensors under other names
+
+_OURS = {
+    "fc_i2h.0": "input_bottleneck",
+    "fc_i2h.2": "input_gates",
+    "fc_h2h.0": "hidden_bottleneck",
+    "fc_h2h.2": "hidden_gates",
+}
+#: All that a file of named tensors mentions, besides the types of its storages.
+_TENSORS_ONLY = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+_PICKLES_IN_OLD_FORMAT = 5
+
+
+def _read_published(data: bytes, gate_layout: GateLayout) -> MLRSNet:
+    """Return the network of a published snapshot: one or more cells ``layer1`` (``layer2.k``), an output ``layer3``.
+
+    Raises:
+        ValueError: if the bytes are no torch file, would need unpickling of code, or hold other tensors.
+    """
     try:
-        tensors = safetensors.torch.load(data)
-        size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ScheduleFileError(f"{path}: broken or truncated safetensors file ({error}).") from error
-    if metadata.get("format") != _FORMAT or metadata.get("schema") != _SCHEMA:
-        raise ScheduleFileError(
-            f"{path}: not a metastep schedule of schema {_SCHEMA}; its metadata says "
-            f"format {metadata.get('format')!r}, schema {metadata.get('schema')!r}."
+        _refuse_code(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle protocol that torch does not write
+            loaded: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"refused: no tensors only, reading it would run code from the file ({reason})") from error
+    except Exception as error:  # torch.load fails on random bytes in many ways (EOFError, RuntimeError, KeyError ...)
+        raise ValueError(f"neither a safetensors nor a torch file, or truncated ({error})") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"expected named tensors, found {type(loaded).__name__}.")
+    if any(tensor.layout is not torch.strided or tensor.device.type != "cpu" for tensor in loaded.values()):
+        raise ValueError("expected plain tensors, found sparse ones or ones without values.")
+    if sum(tensor.numel() * tensor.element_size() for tensor in loaded.values()) > len(data):
+        raise ValueError("its tensors claim more numbers than the file holds.")
+    weights = {_rename(str(name)): tensor.detach().clone() for name, tensor in loaded.items()}
+    try:
+        bottleneck, hidden = weights["cells.0.hidden_bottleneck.weight"].shape
+        layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("cells."))
+        config = {
+            "hidden_size": hidden,
+            "num_layers": layers,
+            "gate_layout": gate_layout,
+            "bottleneck": bottleneck,
+            "scale": ScaleRule(text=bottleneck == hidden).config(),
+            "trained_for": "sgd, sgd-momentum",
+        }
+        found = _with_weights("MLRSNet", config, weights)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"not the tensors of an MLR-SNet: {error}") from error
+    assert isinstance(found, MLRSNet)
+    return found
+
+
+def _refuse_code(data: bytes) -> None:
+    """Raise unless the pickles of a torch file mention nothing but tensors, and nothing in it is compressed."""
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > len(data):
+                raise ValueError("torch files are not compressed")
+            pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
+    else:
+        pickles = [data] * _PICKLES_IN_OLD_FORMAT
+    place = 0
+    for content in pickles:
+        stream = io.BytesIO(content)
+        stream.seek(place if content is data else 0)
+        for opcode, argument, _ in pickletools.genops(stream):
+            named = opcode.name == "GLOBAL" and (
+                argument in _TENSORS_ONLY or re.fullmatch(r"torch \w+Storage", argument)
+            )
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4") and not named:
+                raise pickle.UnpicklingError(f"it mentions {argument or 'something'}")
+        place = stream.tell()
+
+
+def _rename(name: str) -> str:
+    if name.startswith("layer3."):
+        return name.replace("layer3.", "output.", 1)
+    found = re.fullmatch(r"layer(?:1|2\.(\d{1,9}))\.(fc_[ih]2h\.[02])\.(weight|bias)", name)
+    if found is None:
+        raise ValueError(
+            f"unexpected tensor {_short(name)!r}; an MLR-SNet has layer1.fc_i2h, layer1.fc_h2h and layer3."
         )
-    if metadata.get("sha256") != _checksum(tensors, metadata):
-        raise ScheduleFileError(f"{path}: the checksum of the content does not agree; the file is damaged.")
-    try:
-        schedule = build_schedule(metadata["class"], json.loads(metadata["config"]))
-        if tensors:
-            schedule.to(next(iter(tensors.values())).dtype)
-        schedule.load_state_dict(tensors)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ScheduleFileError(f"{path}: {error}") from error
-    return schedule
+    above, part, kind = found.groups()
+    return f"cells.{0 if above is None else int(above) + 1}.{_OURS[part]}.{kind}"
 
 
-def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    described = f"{metadata.get('class')}{metadata.get('config')}{metadata.get('learned_on', '')}"
-    digest = hashlib.sha256(described.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(cast("Any", tensor.flatten().view(torch.uint8)).numpy().tobytes())
-    return digest.hexdigest()
+# ---- what comes with the package: pretrained/NAME.safetensors, and NAME.md, its model card
+
+
+def shipped_schedules() -> dict[str, str]:
+    """Return the pretrained schedules that :func:`metastep.load_schedule` knows by name, each with one line.
+
+    Each of them was trained by a command that its model card gives, with what it did on other tasks and where it loses.
+
+    Example:
+        >>> shipped_schedules()["mlrsnet-cifar10"]
+        'MLR-SNet, three phases, learned on CIFAR-10 with a ResNet-8'
+    """
+    names = sorted(entry.name.removesuffix(_SUFFIX) for entry in _folder().iterdir() if entry.name.endswith(_SUFFIX))
+    return {name: _summary(pretrained_card(name)) for name in names}
+
+
+def pretrained_file(name: str) -> Traversable | None:
+    """The file of a pretrained schedule; None if there is no schedule of that name."""
+    file = _folder() / f"{name}{_SUFFIX}"
+    return file if _is_plain(name) and file.is_file() else None
+
+
+def pretrained_card(name: str) -> str:
+    """The model card of a pretrained schedule, Markdown: how it was trained, what it did elsewhere, its limits.
+
+    Raises:
+        FileNotFoundError: if there is no schedule of that name.
+    """
+    return (_folder() / f"{name}.md").read_text(encoding="utf-8")
+
+
+def _folder() -> Traversable:
+    return files("metastep.schedules") / "pretrained"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is a name, and no path out of the folder."""
+    return bool(name) and not set(name) & set("/\\:\0") and not name.startswith(".")
+
+
+def _summary(card: str) -> str:
+    """The first line of text below the title, without its full stop."""
+    body = f"\n{card}".partition("\n# ")[2].splitlines()[1:]
+    return next((line for line in body if line.strip()), "").rstrip(".")

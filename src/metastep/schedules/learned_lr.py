@@ -1,33 +1,41 @@
 """LearnedLR: attaches a schedule to an optimizer, reads the loss, writes the rate just before each step."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
-from metastep.core.distributed import Ranks
-from metastep.schedules.agreement import Agreement
-from metastep.schedules.arguments import whole
-from metastep.schedules.attaching import check_numbers, check_optimizer, warn_of_another_base
-from metastep.schedules.base import Loss, Rate, Reading, Schedule, State
-from metastep.schedules.defaults import default_schedule
-from metastep.schedules.graphed import GraphedQuery
-from metastep.schedules.groups import GroupRates
-from metastep.schedules.reading import Signals
-from metastep.schedules.resuming import go_on_from, saved_state
-from metastep.schedules.scaling import RunScale
-from metastep.schedules.stepping import (
-    ObservedClosure,
-    StepArguments,
-    closure_of,
-    is_initialisation,
-    is_skipped_by_scaler,
+from metastep.core.distributed import (
+    Ranks,
+    broadcast_tensors,
+    check_ranks,
+    mean_over_ranks,
+    rank_count,
+    sum_over_ranks,
 )
-from metastep.schedules.window import LossWindow
+from metastep.schedules.base import LearnedSchedule, Loss, Observation, Rate, Schedule, State, state_like, whole
+from metastep.schedules.cuda_graph import GraphedQuery
+from metastep.schedules.files import DEFAULTS, load_schedule
+from metastep.schedules.loss_window import LossWindow
+from metastep.schedules.migration import upgraded_state
+from metastep.schedules.monitor import Monitor, SkippedStep
+from metastep.schedules.param_groups import ParamGroups, bounded, plain_rate, split_groups
+from metastep.schedules.scale import RunScale, ScaleRule
+
+#: Positional and keyword arguments of ``optimizer.step``; the optimizer itself is the first.
+StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+#: Parts of the names of optimizers whose steps are of a fixed size, whatever the gradient's.
+_NORMALISING = ("ada", "rms", "rprop", "lion", "lamb", "lars", "muon", "shampoo", "prodigy", "sophia", "sign")
+
+#: Of the state of a LearnedLR; older ones are upgraded when they are read.
+_SCHEMA = 2
 
 
 class LearnedLR:
@@ -40,9 +48,12 @@ class LearnedLR:
     group's initial rate to that of the first group. From then on ``group["lr"]`` belongs to this object.
 
     Call :meth:`observe` with each (micro-batch's) loss before ``optimizer.step()``. A hook of that step averages the
-    window, asks the schedule once, and writes the rate. A step that never comes, as when AMP skips it, ticks nothing;
-    its losses count in the next. With ``optimizer.step(closure)`` the closure may observe, or just return, the loss.
-    For a :class:`metastep.SignalSchedule` the hook also measures gradients and displacements; see ``docs/signals.md``.
+    window, queries the schedule once, and writes the rate. A step that never comes, as when AMP skips it, does not
+    advance the schedule; its losses count in the next. With ``optimizer.step(closure)`` the closure may observe, or
+    just return, the loss. For a :class:`metastep.SignalSchedule` the hook also measures gradients and displacements;
+    see ``docs/signals.md``.
+
+    A learned schedule knows for which base optimizers its rates are made; another one gets a warning.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
@@ -58,7 +69,7 @@ class LearnedLR:
         process_group: the ranks that share one rate, from the mean of all their losses: those of a
             ``torch.distributed`` process group; None means all ranks there are, False this one alone.
 
-    With several ranks every optimizer step must come on all of them; the first hands its schedule to the others at the
+    With several ranks every optimizer step must come on all of them; rank 0 sends its schedule to the others at the
     first step. See ``docs/distributed.md``.
 
     Non-finite losses are ignored and counted (``non_finite_losses``); a window of nothing else repeats the loss before
@@ -67,7 +78,8 @@ class LearnedLR:
 
     Raises:
         TypeError: for something that is not an optimizer or a schedule.
-        ValueError: for arguments out of range, and an optimizer that another LearnedLR drives or that has no default.
+        ValueError: for arguments out of range, and an optimizer that has another LearnedLR, no default schedule, or no
+            rate above 0 for a schedule to multiply.
 
     Example:
         >>> net = torch.nn.Linear(3, 1)
@@ -95,30 +107,52 @@ class LearnedLR:
     ) -> None:
         if schedule is None and isinstance(optimizer, Optimizer):
             schedule = default_schedule(optimizer)
-        schedule = check_optimizer(optimizer, schedule, LearnedLR)
-        check_numbers(initial_loss, num_classes, total_steps, warmup_steps, min_lr, max_lr)
-        warn_of_another_base(schedule, optimizer)
-        self.optimizer = optimizer
+        schedule = _checked(optimizer, schedule)
+        _check_numbers(initial_loss, num_classes, total_steps, warmup_steps, min_lr, max_lr)
+        if (doubt := another_base(schedule, base_name(optimizer))) is not None:
+            warnings.warn(doubt, stacklevel=2)
+        monitors = schedule.monitors if isinstance(schedule, LearnedSchedule) else None
+        if monitors == "layer":
+            split_groups(optimizer)
+        groups = ParamGroups(optimizer)
+        relative = schedule.relative or (isinstance(schedule, LearnedSchedule) and schedule.scale.mode == "relative")
+        if relative and groups.bases and groups.reference == 0:
+            raise ValueError(
+                "lr of the optimizer must be > 0, got 0, which no factor changes; make the optimizer with its usual "
+                "rate, and warm up with warmup_steps."
+            )
+        self.optimizer, self.groups = optimizer, groups
         self.schedule = schedule if total_steps is None else schedule.with_total_steps(total_steps)
-        self.signals: Signals | None = None
-        if schedule.watches is not None:
-            self.signals = Signals(optimizer, schedule.watches)
-            self.schedule = self.schedule.with_layers(self.signals.layers)
-        self.groups = GroupRates(optimizer)
-        self.agreement = Agreement(process_group, self.groups)
+        self.monitor: Monitor | None = None
+        if monitors is not None:
+            self.monitor = Monitor(optimizer, layers=monitors == "layer")
+        if monitors == "layer" and isinstance(self.schedule, LearnedSchedule):
+            self.schedule = self.schedule.with_layers(len(optimizer.param_groups))
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
         self.steps = 0
-        self._scale = RunScale(self.schedule, initial_loss, num_classes, measure_loss)
+        self._sync = RankSync(process_group, groups)
         self._window = LossWindow(math.nan if initial_loss is None else initial_loss)
-        self._scale.mean_over_ranks = self.agreement.mean
-        self._held = False
-        self._query = GraphedQuery()
+        self._scale: RunScale | None = None
+        if isinstance(self.schedule, LearnedSchedule) and not schedule.relative:
+            remeasures = self.schedule.remeasures if _overrides(self.schedule, "remeasures") else None
+            self._scale = RunScale(
+                self.schedule.scale, initial_loss, num_classes, measure_loss, groups.reference, remeasures
+            )
+            self._scale.mean_over_ranks = self._sync.mean
+        self._given = initial_loss, num_classes
+        self._reads_loss = schedule.needs_loss or not schedule.relative or self.monitor is not None
+        self._overridden = False
+        self._recorded_query = GraphedQuery()
+        self._skipped = SkippedStep(optimizer)
         self._last_rate: Rate | None = None
-        self._device = self.groups.device()
+        self._real_rate: Rate | None = None  # of the last step that was not skipped
+        self._decayed = schedule.relative and groups.were_decayed()
+        self._device = groups.device()
         self._on_host = self._device.type == "cpu"
-        self.schedule.to(self._device)
-        self.state: State = self.schedule.init_state()
+        with torch.inference_mode(False):
+            self.schedule.to(self._device)
+            self.state: State = self.schedule.init_state()
         self._hooks: list[Any] = []
         self._attach()
 
@@ -142,29 +176,46 @@ class LearnedLR:
         return self._window.ignored
 
     @property
+    def skipped_steps(self) -> int:
+        """How many steps the schedule's spike guard has skipped (reads the device, if the state is there)."""
+        return self.schedule.skipped_steps(self.state) if isinstance(self.schedule, LearnedSchedule) else 0
+
+    @property
     def brakes(self) -> int:
-        """How many steps the schedule's brake has skipped (reads the device, if the state is there)."""
-        return self.schedule.brakes(self.state)
+        """The former name of :attr:`skipped_steps`."""
+        return self.skipped_steps
 
     @property
     def scale(self) -> float | None:
         """What the schedule's output is multiplied by (None until gamma is measured)."""
-        return self.groups.reference if self.schedule.relative else self._scale.gamma
+        return self.groups.reference if self._scale is None else self._scale.gamma
 
     @property
     def initial_loss(self) -> float | None:
         """The loss from which gamma was first measured (None until it is known)."""
-        return self._scale.initial_loss
+        return self._given[0] if self._scale is None else self._scale.initial_loss
 
     @property
     def num_classes(self) -> int | None:
         """The number of classes in gamma (None until it is known)."""
-        return self._scale.num_classes
+        return self._given[1] if self._scale is None else self._scale.num_classes
+
+    @property
+    def process_group(self) -> Ranks:
+        """The ranks that share one rate: a process group, None for all, False for this one alone."""
+        return self._sync.process_group
+
+    @property
+    def rank_count(self) -> int:
+        """How many they are."""
+        return rank_count(self._sync.process_group)
 
     def detach(self) -> None:
-        """Let go of the optimizer: its rates stay as they are and nothing writes them any more."""
+        """Let go of the optimizer: its rates stay as the last step that was not skipped used them."""
         for hook in self._hooks:
             hook.remove()
+        if self._hooks and self._real_rate is not None:
+            self.groups.write(self._real_rate)
         self._hooks = []
 
     def extend(self, total_steps: int) -> None:
@@ -173,50 +224,74 @@ class LearnedLR:
         The next rate is that of the new horizon. Without this call a rate beyond its horizon stays at its last.
         """
         self.total_steps = whole("total_steps", total_steps, self.steps + 1, f"{self.steps} steps are done")
-        self.schedule = self._scale.schedule = self.schedule.extended(total_steps)
+        self.schedule = self.schedule.extended(total_steps)
+        if self._scale is not None and self._scale.remeasures is not None:
+            self._scale.remeasures = cast("LearnedSchedule", self.schedule).remeasures
 
-    # ---- one tick: window -> loss -> rate, state -> optimizer; MetaLearner takes these apart
+    # ---- one step: losses -> rate and next state -> optimizer; MetaLearner takes these apart
 
-    def close_window(self) -> Loss | Reading | None:
-        """End the window and return the loss that the schedule is to read; None if no finite loss was ever observed.
-
-        Of a schedule that watches the optimizer it is a reading; the gradients must be those of the step to come.
+    def flush(self) -> Loss | Observation | None:
+        """End the window of observed losses; return what the schedule is to read, None if no loss was ever finite.
 
         With several ranks it is the mean of all their losses, and they call this together: one message of 24 bytes.
 
         Raises:
             RuntimeError: if the schedule needs a loss and none was observed, on any rank, since the last step.
         """
-        self.agreement.reach(self.schedule, self._scale, self._window)
-        if self._window.calls == 0 and self.schedule.needs_loss:
+        window = self._window
+        if self._reads_loss and not self._sync.alone:
+            self._sync.exchange(self.schedule, self._scale, window)
+        if window.calls == 0 and self.schedule.needs_loss:
             raise RuntimeError(
                 f"optimizer.step() came without an observed loss, which {type(self.schedule).__name__} needs: call "
-                "observe(loss) on the LearnedLR after computing the loss and before each optimizer.step()."
+                "observe(loss) on the LearnedLR after computing the loss and before each optimizer.step(), or let the "
+                "closure return it."
             )
-        observed, broken = (False, 0) if self.signals is None else (self._window.calls > 0, self._window.broken())
-        loss = self._window.close()
+        observed, broken = (False, 0) if self.monitor is None else (window.calls > 0, window.broken())
+        loss = window.flush()
         if self._on_host and isinstance(loss, Tensor):
             loss = loss.item()
-        if self.signals is not None:
-            return self.signals.read(loss if observed else None, broken, self._device)
-        if not self.schedule.relative:
+        if self.monitor is not None:
+            return self.monitor.observe(loss if observed else None, broken, self._device)
+        if self._scale is not None:
             return self._scale.read(loss, self.steps)
         unknown = self.schedule.needs_loss and isinstance(loss, float) and math.isnan(loss)
         return None if unknown else loss
 
-    def ask(self, loss: Loss | Reading) -> tuple[Rate, State]:
-        """Return the first group's rate for what :meth:`close_window` returned, and the state after it."""
-        if self._on_host and not isinstance(loss, Reading):
+    @overload
+    def query(self) -> tuple[Rate, State] | None: ...
+
+    @overload
+    def query(self, loss: Loss | Observation) -> tuple[Rate, State]: ...
+
+    def query(self, loss: Loss | Observation | None = None) -> tuple[Rate, State] | None:
+        """Return the first group's rate, and the state after it; None if no loss was ever finite.
+
+        Args:
+            loss: what :meth:`flush` returned; left out: the window is flushed now.
+        """
+        if loss is None and (loss := self.flush()) is None:
+            return None
+        scale = self.groups.reference if self._scale is None else self._scale.gamma
+        warmup = (self.steps + 1) / self.warmup_steps if self.steps < self.warmup_steps else 1.0
+        assert scale is not None
+        if self._on_host and not isinstance(loss, Observation):
             alpha, state = self.schedule.query(float(loss), self.state)
-            return self._bounded(alpha), state
+            return bounded(alpha * scale * warmup, self.min_lr, self.max_lr), state
         with torch.no_grad():
-            rate, state = self._query(self.schedule, loss, self.state)
-            rate = self._bounded(rate)
-            if self.signals is not None:
-                rate = self.signals.unless_skipped(rate, self.schedule.skips(state), on_host=self._on_host)
+            if self._on_host:
+                output, state = self.schedule(loss, self.state)
+            else:
+                output, state = self._recorded_query(self.schedule, loss, self.state)
+            rate = bounded(output * scale * warmup, self.min_lr, self.max_lr)
+            skip = self.skips(state)
+            if skip is not None:
+                self._skipped.decide(bool(skip) if self._on_host else skip)
+                rate = torch.where(skip, 0.0, rate)
+                rate = float(rate) if self._on_host and rate.ndim == 0 else rate
         return rate, state
 
-    def ask_with_graph(self, loss: Loss | Reading, state: State) -> tuple[Tensor, State]:
+    def query_with_graph(self, loss: Loss | Observation, state: State) -> tuple[Tensor, State]:
         """Return a rate that is differentiable with respect to the schedule's weights, from a given state.
 
         Raises:
@@ -228,84 +303,182 @@ class LearnedLR:
                 f"lr.schedule must set one rate for a look-ahead, got one for each of {len(alpha)} layers; use "
                 'scope="network", or learn over a population.'
             )
-        return cast("Tensor", self._bounded(alpha)), state
+        assert self.scale is not None
+        warmup = (self.steps + 1) / self.warmup_steps if self.steps < self.warmup_steps else 1.0
+        return cast("Tensor", bounded(alpha * self.scale * warmup, self.min_lr, self.max_lr)), state
 
-    def _bounded(self, alpha: Rate) -> Rate:
-        scale = self.scale
-        assert scale is not None
-        rate = alpha * scale
-        if self.steps < self.warmup_steps:
-            rate = rate * ((self.steps + 1) / self.warmup_steps)
-        if isinstance(rate, Tensor):
-            return rate.clamp(self.min_lr, self.max_lr)
-        return min(max(rate, self.min_lr), self.max_lr)
+    def skips(self, state: State) -> Tensor | None:
+        """Whether the schedule skips the step to which this state belongs; None: it never does."""
+        return self.schedule.skips(state) if isinstance(self.schedule, LearnedSchedule) else None
 
-    def tick(self, rate: Rate, state: State) -> None:
-        """Write the rate into the optimizer, keep the state, count the step."""
+    @overload
+    def commit(self) -> None: ...
+
+    @overload
+    def commit(self, rate: Rate, state: State) -> None: ...
+
+    def commit(self, rate: Rate | None = None, state: State = None) -> None:
+        """Write the rate into the optimizer, keep the state, count the step.
+
+        Args:
+            rate: what :meth:`query` returned; left out: the schedule is queried now.
+            state: the same.
+        """
+        if rate is None:
+            found = self.query()
+            if found is None:
+                return
+            rate, state = found
+        if self._decayed:
+            self._warn_of_a_decayed_base()
         self.groups.write(rate)
         if not self._on_host and isinstance(self.state, Tensor):
             self.state.copy_(state)  # in place: a captured CUDA graph goes on from it
         else:
             self.state = state
         self._last_rate = rate
+        if self.monitor is None:
+            self._real_rate = rate
+        else:
+            self._real_rate = self._skipped.rate_unless_skipped(rate, self._real_rate)
         self.steps += 1
 
     @contextmanager
-    def held(self, rate: Rate) -> Iterator[None]:
-        """Within, ``optimizer.step()`` uses ``rate`` and ticks nothing: a look-ahead."""
+    def override(self, rate: Rate) -> Iterator[None]:
+        """Within, ``optimizer.step()`` uses ``rate`` and does not advance the schedule: a look-ahead."""
         self.groups.write(rate)
-        self._held = True
+        self._overridden = True
         try:
             yield
         finally:
-            self._held = False
+            self._overridden = False
+
+    def weights_changed(self) -> None:
+        """Told after a meta-update: the schedule has learned over this optimizer's base."""
+        if isinstance(self.schedule, LearnedSchedule):
+            self.schedule.weights_changed()
+            self.schedule.learned_for(base_name(self.optimizer))
+
+    def _warn_of_a_decayed_base(self) -> None:
+        self._decayed = False
+        warnings.warn(
+            f"the optimizer has taken steps, and its present rate, {self.groups.reference:g}, is taken for the initial "
+            "one; to go on with a run, load the LearnedLR's state_dict beside the optimizer's.",
+            stacklevel=2,
+        )
 
     # ---- the optimizer's side
 
     def _attach(self) -> None:
         self._hooks = [self.optimizer.register_step_pre_hook(self._before_step)]
-        if self.signals is not None:
-            self._hooks.append(self.optimizer.register_step_post_hook(self.signals.step_is_over))
+        if self.monitor is not None:
+            self._hooks.append(self.optimizer.register_step_post_hook(self._skipped.over))
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
-        if self._held and self.signals is not None:
-            self.signals.prepare_step()
-        if self._held or is_skipped_by_scaler(optimizer):
+        if self._overridden and self.monitor is not None:
+            self._skipped.prepare()
+        if self._overridden or is_skipped_by_scaler(optimizer):
             return None
         if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
             return None
         closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
-        if closure is None or not (self.schedule.needs_loss or self.signals is not None):
+        if closure is None or not (self.schedule.needs_loss or self.monitor is not None):
             self._advance()
             return None
         observed = self._window.calls
 
         def first(loss: Any) -> None:
-            if observed == self._window.calls == 0:
+            if observed == self._window.calls == 0 and loss is not None:
                 self.observe(loss)
             self._advance()
 
         return ObservedClosure(closure, first, self._window.discard).put_into(optimizer, args, kwargs)
 
     def _advance(self) -> None:
-        if (loss := self.close_window()) is not None:
-            self.tick(*self.ask(loss))
-        if self.signals is not None:
-            self.signals.prepare_step()
+        self.commit()
+        if self.monitor is not None:
+            self._skipped.prepare()
 
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-exact resume needs, the schedule's weights included: numbers, strings, and tensors."""
-        return saved_state(self)
+        learned = self.schedule if isinstance(self.schedule, LearnedSchedule) else None
+        scale = self._scale or RunScale(ScaleRule(), None, None, None, 0.0)
+        state = {
+            "schema": _SCHEMA,
+            "schedule": type(self.schedule).__name__,
+            "config": self.schedule.config(),
+            "trained_for": None if learned is None else learned.trained_for,
+            "weights": dict(self.schedule.state_dict()),
+            "state": self.state if learned is None else learned.saved_state(self.state),
+            "steps": self.steps,
+            **scale.state_dict(),
+            "last_rate": plain_rate(self._last_rate),
+            "real_rate": plain_rate(self._real_rate),
+            "bases": self.groups.bases,
+            "window": self._window.state_dict(),
+        }
+        if self._scale is None:
+            state["initial_loss"], state["num_classes"] = self._given
+        if self.monitor is not None:
+            state["before"] = self.monitor.state_dict()
+        return copy.deepcopy(state)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`, before or after the optimizer has loaded its own.
 
         Raises:
             ValueError: if a key is missing (named), the schema is unknown, or the state belongs to another schedule.
         """
-        go_on_from(self, state_dict)
+        saved = upgraded_state(state_dict)
+        self._check(saved)
+        saved = copy.deepcopy(saved)
+        learned = self.schedule if isinstance(self.schedule, LearnedSchedule) else None
+        kept = saved["state"] if learned is None else learned.loaded_state(saved["state"])
+        state = state_like(self.schedule.init_state(), kept)
+        self.schedule.load_state_dict(saved["weights"])
+        if learned is not None:
+            learned.weights_changed()
+            for base in (saved["trained_for"] or "").split(", "):
+                learned.learned_for(base) if base else None
+        self.state = state
+        self.steps, self._last_rate, self._real_rate = saved["steps"], saved["last_rate"], saved["real_rate"]
+        if self._scale is not None:
+            self._scale.load_state_dict(saved)
+        self._given = saved["initial_loss"], saved["num_classes"]
+        self.groups.set_bases(saved["bases"])
+        self._window.load_state_dict(saved["window"])
+        if self.monitor is not None:
+            self.monitor.load_state_dict(saved["before"])
+        self._sync.restart()
+        self._decayed = False
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        """Raise a ValueError unless this LearnedLR can go on from a saved state.
+
+        The state of a closed form is a step, which goes on under other arguments; weights fit one configuration,
+        whatever the horizon.
+        """
+        expected = self.state_dict()
+        missing = expected.keys() - saved.keys()
+        if missing:
+            raise ValueError(
+                f"state_dict lacks {', '.join(sorted(missing))}; it is no LearnedLR state, or an older one."
+            )
+        closed_form = next(self.schedule.parameters(), None) is None and self.schedule.relative
+        for key in ("schema", "schedule") if closed_form else ("schema", "schedule", "config"):
+            if _of_the_weights(saved[key]) != _of_the_weights(expected[key]):
+                raise ValueError(
+                    f"state_dict has {key} {saved[key]!r}, this LearnedLR has {expected[key]!r}; "
+                    "construct it with the schedule that was saved."
+                )
+        groups = len(self.optimizer.param_groups)
+        if len(saved["bases"]) > groups:
+            raise ValueError(
+                f"state_dict is of {len(saved['bases'])} parameter groups, the optimizer has {groups}; "
+                "add the groups before loading."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": bool(self._hooks)}
@@ -318,3 +491,223 @@ class LearnedLR:
     def __repr__(self) -> str:
         rate = "no step yet" if self._last_rate is None else f"rate {self.get_last_lr()[0]:.3g}"
         return f"LearnedLR({type(self.optimizer).__name__}, {type(self.schedule).__name__}, {self.steps} steps, {rate})"
+
+
+def _of_the_weights(value: Any) -> Any:
+    """A configuration without what the weights do not depend on: the horizon, and for what they were trained."""
+    if isinstance(value, dict):
+        return {k: _of_the_weights(v) for k, v in value.items() if k not in ("total_steps", "trained_for")}
+    return [_of_the_weights(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _overrides(schedule: LearnedSchedule, method: str) -> bool:
+    return getattr(type(schedule), method) is not getattr(LearnedSchedule, method)
+
+
+# ---- which optimizers and schedules go together
+
+
+def base_name(optimizer: Optimizer) -> str:
+    """The name of an optimizer as a schedule knows it: "sgd", "sgd-momentum", "adamw", "rmsprop", ..."""
+    if type(optimizer) is SGD:
+        return "sgd-momentum" if any(group["momentum"] for group in optimizer.param_groups) else "sgd"
+    return type(optimizer).__name__.lower()
+
+
+def another_base(schedule: Schedule, base: str) -> str | None:
+    """What speaks against this schedule over an optimizer of this base; None if nothing does.
+
+    A learned schedule is for the bases for which it was trained. Where that is not known, a scale that is measured from
+    the loss is in the unit of SGD's rates, and too large for optimizers that normalise their steps.
+    """
+    if not isinstance(schedule, LearnedSchedule):
+        return None
+    if schedule.trained_for is not None:
+        if base in schedule.trained_for.split(", "):
+            return None
+        return (
+            f"the schedule was trained for {schedule.trained_for}, the optimizer is {base}: its rates may be far from "
+            f"good; use a schedule trained for {base}, or {schedule.trained_for} as the optimizer."
+        )
+    if schedule.relative or schedule.scale.mode == "relative" or not any(part in base for part in _NORMALISING):
+        return None
+    return (
+        f"{type(schedule).__name__} measures the scale of its rate by a rule for sgd, the optimizer is {base}: its "
+        'rates may be far too large; use ScaleRule(mode="relative"), which multiplies the own rate of the optimizer.'
+    )
+
+
+def default_schedule(optimizer: Optimizer) -> Schedule:
+    """The schedule of an optimizer for which none was named.
+
+    Raises:
+        ValueError: if no schedule has earned to be that of such an optimizer.
+    """
+    base = base_name(optimizer)
+    if base not in DEFAULTS:
+        raise ValueError(
+            f"schedule must be named for {base}: only {', '.join(DEFAULTS)} has a default. Make one (Cosine(), "
+            "MLRSNet()) or load one: load_schedule(name)."
+        )
+    return load_schedule(DEFAULTS[base])
+
+
+def _checked(optimizer: object, schedule: object) -> Schedule:
+    """Return the schedule; raise unless it is one, and the optimizer has hooks and no other LearnedLR."""
+    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        found = type(optimizer).__name__
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer (of a wrapper, the one inside), got {found}.")
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"schedule must be a metastep Schedule, got {type(schedule).__name__}; "
+            "make one (MLRSNet(), Cosine()) or load one: load_schedule(path)."
+        )
+    if not schedule.relative and not isinstance(schedule, LearnedSchedule):
+        raise TypeError(
+            f"schedule must be a LearnedSchedule with a scale, {type(schedule).__name__} is neither that nor relative; "
+            "derive it from metastep.LearnedSchedule."
+        )
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    if any(isinstance(getattr(hook, "__self__", None), LearnedLR) for hook in hooks):
+        raise ValueError("optimizer has a LearnedLR already; call its detach() first.")
+    return schedule
+
+
+def _check_numbers(
+    initial_loss: float | None,
+    num_classes: int | None,
+    total_steps: int | None,
+    warmup_steps: int,
+    min_lr: float,
+    max_lr: float,
+) -> None:
+    """Raise a ValueError unless LearnedLR's arguments of these names are in their ranges."""
+    if initial_loss is not None and not math.isfinite(initial_loss):
+        raise ValueError(f"initial_loss must be finite, got {initial_loss}; leave it out to measure it.")
+    if num_classes is not None:
+        whole("num_classes", num_classes, 2, "leave it out to guess it")
+    if total_steps is not None:
+        whole("total_steps", total_steps, 1)
+    whole("warmup_steps", warmup_steps, 0, "0 means no warm-up")
+    if not 0 <= min_lr <= max_lr or max_lr == 0:
+        raise ValueError(f"min_lr and max_lr must satisfy 0 <= min_lr <= max_lr > 0, got {min_lr}, {max_lr}.")
+
+
+# ---- several ranks
+
+
+class RankSync:
+    """Brings the ranks of a run to one rate: they start from one schedule and read the mean of all their losses.
+
+    Args:
+        process_group: whose ranks; None: all that there are; False: this one alone.
+        groups: the optimizer's, on the device of whose parameters messages are sent.
+
+    Attributes:
+        alone: whether there is one rank, decided at the first step; False before it.
+
+    Raises:
+        ValueError: if it is no process group, None or False.
+    """
+
+    def __init__(self, process_group: Ranks, groups: ParamGroups) -> None:
+        check_ranks("process_group", process_group)
+        self.process_group, self.groups = process_group, groups
+        self.restart()
+
+    def restart(self) -> None:
+        """All ranks start from rank 0's schedule in the next step."""
+        self.alone, self._started = False, False
+
+    def exchange(self, schedule: Schedule, scale: RunScale | None, window: LossWindow) -> None:
+        """Put the losses of all ranks into the window; the first time, rank 0's schedule and scale on all."""
+        if rank_count(self.process_group) == 1:
+            self.alone = True
+            return
+        if not self._started:
+            broadcast_tensors([*schedule.parameters(), *schedule.buffers()], self.process_group)
+            if isinstance(schedule, LearnedSchedule):
+                schedule.weights_changed()
+            if scale is not None:
+                scale.share(self._from_first)
+            (window.last,) = self._from_first([window.last])
+            self._started = True
+        home = self.groups.parameter_device()
+        window.share(lambda sums: sum_over_ranks(sums, self.process_group, home))
+
+    def mean(self, number: float) -> float:
+        """The mean over ranks of a number on the host."""
+        mine = torch.tensor(number, dtype=torch.float64)
+        return float(mean_over_ranks(mine, self.process_group, self.groups.parameter_device()))
+
+    def _from_first(self, numbers: list[float]) -> list[float]:
+        shared = torch.tensor(numbers, dtype=torch.float64)
+        broadcast_tensors([shared], self.process_group)
+        return [float(number) for number in shared]
+
+
+# ---- what a call of optimizer.step is: a real step, an empty one, a skipped one, or one that runs a closure first
+
+
+class ObservedClosure:
+    """A step's closure that tells of its evaluations: the first sets the rate, later ones (a line search) do not.
+
+    Args:
+        closure: computes and returns the loss.
+        first: called with the loss of the first evaluation, before the optimizer goes on.
+        later: called after every other one.
+    """
+
+    def __init__(self, closure: Callable[[], Any], first: Callable[[Any], None], later: Callable[[], None]) -> None:
+        self._closure, self._first, self._later = closure, first, later
+        self._evaluated = False
+        self._ahead: list[Any] = []
+
+    def __call__(self) -> Any:
+        """Evaluate the closure, or hand out what was evaluated ahead."""
+        if self._ahead:
+            return self._ahead.pop()
+        loss = self._closure()
+        if self._evaluated:
+            self._later()
+        else:
+            self._evaluated = True
+            self._first(loss)
+        return loss
+
+    def put_into(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments:
+        """Return the arguments of the step with this closure in place of its own."""
+        if isinstance(optimizer, torch.optim.LBFGS):  # it reads its rate before it calls the closure
+            with torch.enable_grad():
+                self._ahead.append(self())
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": self}
+        return (args[0], self, *args[2:]), kwargs
+
+
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """The closure that a step was given, if any."""
+    return kwargs["closure"] if "closure" in kwargs else args[1] if len(args) > 1 else None
+
+
+def is_initialisation(groups: ParamGroups, last_rate: float | Tensor | None) -> bool:
+    """True in the empty step at rate zero by which torch.distributed.checkpoint makes an optimizer create its state.
+
+    Args:
+        groups: the optimizer's.
+        last_rate: the rate last written; a zero of our own means nothing.
+    """
+    if not groups.all_zero():
+        return False
+    if groups.reference == 0:  # the rates were zero from the start: only the gradients tell
+        parameters = [p for group in groups.optimizer.param_groups for p in group["params"]]
+        return not any(p.grad is not None and p.grad.any() for p in parameters)
+    if isinstance(last_rate, Tensor) and last_rate.device.type == "cpu":
+        return bool(last_rate.any())
+    return isinstance(last_rate, Tensor) or last_rate != 0
+
+
+def is_skipped_by_scaler(optimizer: Optimizer) -> bool:
+    """True if a fused optimizer under GradScaler will skip this step on the device (which is asked)."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and float(found_inf) != 0

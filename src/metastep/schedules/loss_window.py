@@ -70,7 +70,7 @@ class LossWindow:
     def _kept_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         if self._device is None or self._device[0].device != device:
             self._ignored = self.ignored
-            zero = torch.zeros((), device=device)
+            zero = torch.zeros((), dtype=torch.float32, device=device)
             self._device = (zero, zero.clone(), zero.clone(), torch.full_like(zero, self._last), zero.clone())
         return self._device
 
@@ -114,7 +114,7 @@ class LossWindow:
         if self._device is not None:
             self._device[3].fill_(mean)
 
-    def close(self) -> float | Tensor:
+    def flush(self) -> float | Tensor:
         """Return the mean of the window and start the next one.
 
         A window without a finite loss repeats the mean before it; NaN if there was none. The mean is a float, or a 0-d

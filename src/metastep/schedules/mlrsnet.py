@@ -1,14 +1,19 @@
 """MLR-SNet: a small LSTM that reads the training loss and sets the learning rate (arXiv 2007.14546)."""
 
 import math
+from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from metastep.schedules.base import Loss, Schedule, State
-from metastep.schedules.packed import PackedCells
+from metastep.schedules.base import LearnedSchedule, Loss, State, checked_base, weight_dtype
 from metastep.schedules.scale import ScaleRule
+
+Array = npt.NDArray[Any]
 
 GateLayout = Literal["ifog_shifted", "ifgo"]
 
@@ -27,12 +32,12 @@ _LOGITS = (-30.0, 15.0)
 class Cell(nn.Module):
     """One LSTM cell whose four gates are reached through ReLU bottlenecks, one for the input and one for h."""
 
-    def __init__(self, input_size: int, hidden_size: int, bottleneck: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, bottleneck: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.input_bottleneck = nn.Linear(input_size, bottleneck)
-        self.input_gates = nn.Linear(bottleneck, 4 * hidden_size)
-        self.hidden_bottleneck = nn.Linear(hidden_size, bottleneck)
-        self.hidden_gates = nn.Linear(bottleneck, 4 * hidden_size)
+        self.input_bottleneck = nn.Linear(input_size, bottleneck, dtype=dtype)
+        self.input_gates = nn.Linear(bottleneck, 4 * hidden_size, dtype=dtype)
+        self.hidden_bottleneck = nn.Linear(hidden_size, bottleneck, dtype=dtype)
+        self.hidden_gates = nn.Linear(bottleneck, 4 * hidden_size, dtype=dtype)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Return the four gates before their nonlinearities, (4H,), from x (input_size,) and h (H,)."""
@@ -41,7 +46,7 @@ class Cell(nn.Module):
         return from_input + from_hidden
 
 
-class MLRSNet(Schedule):
+class MLRSNet(LearnedSchedule):
     r"""A learned schedule: an LSTM from the training loss to a rate in (0, 1).
 
     .. math::
@@ -56,7 +61,10 @@ class MLRSNet(Schedule):
             training, or ``"ifgo"`` (i, f, g, o; no shift), with which the published weights were used.
         bottleneck: width of the ReLU layers before the gates; default H // 2, as published for images (its text
             variant uses H).
-        scale: how :class:`metastep.LearnedLR` turns alpha into a rate.
+        scale: how :class:`metastep.LearnedLR` turns alpha into a rate. The measured scale is made for SGD; over another
+            optimizer use ``ScaleRule(mode="relative")``, which multiplies alpha by the optimizer's own rate.
+        trained_for: the base for which the weights are learned, or several, "sgd, sgd-momentum"; None: for nothing yet
+            (:class:`metastep.MetaLearner` writes it down).
 
     The state is one tensor of shape (num_layers, 2, hidden_size): h and c of each layer. The loss is detached: the
     graph of ``alpha`` reaches the weights of this network (and the given state), never those of the trained one.
@@ -76,6 +84,10 @@ class MLRSNet(Schedule):
 
     relative: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = True
+    sizes = MappingProxyType({"hidden_size": "elements", "bottleneck": "elements", "num_layers": "tensors"})
+    name = "mlr-snet"
+    summary = "an LSTM on the loss, learned in the loop on inner_valid"
+    source = "arXiv 2007.14546"
 
     def __init__(
         self,
@@ -84,12 +96,13 @@ class MLRSNet(Schedule):
         gate_layout: GateLayout = "ifog_shifted",
         bottleneck: int | None = None,
         scale: ScaleRule | None = None,
+        trained_for: str | None = None,
     ) -> None:
         super().__init__()
         bottleneck = max(1, hidden_size // 2) if bottleneck is None else bottleneck
         sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "bottleneck": bottleneck}
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {size!r}.")
         if gate_layout not in get_args(GateLayout):
             raise ValueError(f"gate_layout must be one of {', '.join(get_args(GateLayout))}, got {gate_layout!r}.")
@@ -97,10 +110,13 @@ class MLRSNet(Schedule):
         self.gate_layout: GateLayout = gate_layout
         self.gate_order, self.forget_shift = _GATES[gate_layout]
         self.scale = ScaleRule() if scale is None else scale
-        self.cells = nn.ModuleList(
-            Cell(1 if layer == 0 else hidden_size, hidden_size, bottleneck) for layer in range(num_layers)
-        )
-        self.output = nn.Linear(hidden_size, 1)
+        self.trained_for = checked_base(trained_for)
+        dtype = weight_dtype()
+        with torch.inference_mode(False):  # so that the weights can learn, wherever the network was made
+            self.cells = nn.ModuleList(
+                Cell(1 if layer == 0 else hidden_size, hidden_size, bottleneck, dtype) for layer in range(num_layers)
+            )
+            self.output = nn.Linear(hidden_size, 1, dtype=dtype)
         self._packed: PackedCells | None = None
         self.register_load_state_dict_post_hook(_weights_changed)  # type: ignore[no-untyped-call]
 
@@ -114,6 +130,7 @@ class MLRSNet(Schedule):
             expected = (self.num_layers, 2, self.hidden_size)
             raise ValueError(f"state must have shape {expected}, got {tuple(state.shape)}; see init_state().")
         weight = self.output.weight
+        state = state.to(weight.dtype)  # the weights may have become double since
         if isinstance(loss, Tensor):
             x = loss.detach().reshape(1).to(device=weight.device, dtype=weight.dtype)
         else:
@@ -154,25 +171,12 @@ class MLRSNet(Schedule):
 
     def config(self) -> dict[str, Any]:
         """Keyword arguments, of JSON types; :meth:`from_config` makes the network again."""
-        return {
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "gate_layout": self.gate_layout,
-            "bottleneck": self.bottleneck,
-            "scale": self.scale.config(),
-        }
+        return {**super().config(), "scale": self.scale.config()}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "MLRSNet":
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """A network of this configuration with fresh weights."""
         return cls(**{**config, "scale": ScaleRule(**config["scale"])})
-
-    def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
-        return (
-            f"hidden_size={self.hidden_size}, num_layers={self.num_layers}, "
-            f"gate_layout={self.gate_layout!r}, bottleneck={self.bottleneck}, scale={self.scale}"
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # a cache
@@ -180,3 +184,119 @@ class MLRSNet(Schedule):
 
 def _weights_changed(net: MLRSNet, incompatible_keys: object) -> None:
     net.weights_changed()
+
+
+# ---- the same arithmetic for one float loss on the CPU, in as few numpy calls as possible
+#
+# A query of 11,776 weights is all call overhead: eager torch spends most of it on some 25 small operators. Here the two
+# bottlenecks of a layer become one matrix, their gates another, biases become a column, and sigmoid(z) = tanh(z / 2)
+# / 2 + 1/2 makes one tanh do for all four gates (the inner 1/2 is folded into the matrix).
+
+_version = attrgetter("_version")
+_dot, _maximum, _tanh, _multiply, _add = np.dot, np.maximum, np.tanh, np.multiply, np.add
+
+
+class PackedCells:
+    """The weights of an :class:`MLRSNet`, rearranged; call it with a loss and a state."""
+
+    def __init__(self, net: MLRSNet) -> None:
+        self._parameters = list(net.parameters())
+        self._versions = list(map(_version, self._parameters))
+        self._latest: tuple[Tensor | None, list[tuple[Array, Array]]] = (
+            None,
+            [],
+        )  # the last state given out, and its parts
+        self._shape = (net.num_layers, 2, net.hidden_size)
+        self._layers = [_PackedCell(cell, net) for cell in net.cells]  # type: ignore[arg-type]
+        self._output: Array = net.output.weight.detach()[0].numpy().copy()
+        self._live_bias: Array = net.output.bias.detach().numpy()
+        self._output_bias: float = self._live_bias.item()
+
+    @staticmethod
+    def can_pack(weight: Tensor) -> bool:
+        """True for float32 and float64 weights on the CPU whose changes can be noticed."""
+        known = weight.dtype in (torch.float32, torch.float64) and not weight.is_inference()
+        return known and weight.device.type == "cpu"
+
+    def is_stale(self) -> bool:
+        """True once a parameter was written in place.
+
+        Fused optimizers do not count versions, but every step on the weights moves the last bias.
+        """
+        return self._live_bias.item() != self._output_bias or list(map(_version, self._parameters)) != self._versions
+
+    def __call__(self, loss: float, state: Tensor) -> tuple[float, Tensor]:
+        """Return the logit of alpha and the next state (num_layers, 2, H)."""
+        old = self._latest[1] if state is self._latest[0] else self._parts(state.detach().numpy())
+        array: Array = np.empty(self._shape, self._output.dtype)
+        new = self._parts(array)
+        below: float | Array = loss
+        for cell, before, after in zip(self._layers, old, new, strict=True):
+            below = cell(below, *before, *after)
+        state = torch.from_numpy(array)
+        self._latest = state, new
+        return float(self._output.dot(below)) + self._output_bias, state
+
+    def _parts(self, state: Array) -> list[tuple[Array, Array]]:
+        """The h and c of each layer; by index, because numpy takes longer over iteration."""
+        if state.shape != self._shape:
+            raise ValueError(f"state must have shape {self._shape}, got {state.shape}; see init_state().")
+        return [(state[layer, 0], state[layer, 1]) for layer in range(self._shape[0])]
+
+
+class _PackedCell:
+    """One cell, for H hidden units, bottleneck B, and I inputs (1 in the first layer, H above it).
+
+    ``into`` (2B + 1, H + I + 1) maps the source (h, x, 1) to both bottlenecks and a constant 1; ``gates`` (4H, 2B + 1)
+    maps those to z / 2 of the gates i, f, o and to z of g. Both lie in memory by columns, which is the faster product.
+    The buffers are scratch: no value in them outlives a call.
+    """
+
+    @torch.no_grad()
+    def __init__(self, cell: Cell, net: MLRSNet) -> None:
+        hidden, bottleneck = net.hidden_size, net.bottleneck
+        into = net.output.weight.new_zeros(2 * bottleneck + 1, hidden + cell.input_bottleneck.in_features + 1)
+        into[:bottleneck, hidden:-1] = cell.input_bottleneck.weight
+        into[:bottleneck, -1] = cell.input_bottleneck.bias
+        into[bottleneck:-1, :hidden] = cell.hidden_bottleneck.weight
+        into[bottleneck:-1, -1] = cell.hidden_bottleneck.bias
+        into[-1, -1] = 1
+
+        bias = cell.input_gates.bias + cell.hidden_gates.bias
+        blocks = torch.cat((cell.input_gates.weight, cell.hidden_gates.weight, bias[:, None]), dim=1).chunk(4)
+        z_input, z_forget, z_output, z_new = (blocks[place] for place in net.gate_order)
+        gates = torch.cat((z_input / 2, z_forget / 2, z_output / 2, z_new))
+        gates[hidden : 2 * hidden, -1] += net.forget_shift / 2
+
+        self._into: Array = np.asfortranarray(into.numpy())
+        self._gates: Array = np.asfortranarray(gates.numpy())
+        dtype = self._into.dtype
+        source = np.ones(into.shape[1], dtype)
+        self._source, self._source_hidden, self._source_input = source, source[:hidden], source[hidden:-1]
+        self._bottleneck = np.empty(2 * bottleneck + 1, dtype)
+        z = np.empty(4 * hidden, dtype)
+        self._z, self._sigmoids = z, z[: 3 * hidden]
+        self._input, self._forget, self._exit, self._new = z.reshape(4, hidden)
+        self._half = np.full_like(self._sigmoids, 0.5)  # arrays, because numpy takes longer over a scalar
+        self._zero = np.zeros_like(self._bottleneck)
+
+    def __call__(self, x: float | Array, old_hidden: Array, old_memory: Array, hidden: Array, memory: Array) -> Array:
+        """Fill the new h and c, each (H,), from the old ones and the input; return the new h."""
+        sigmoids, half = self._sigmoids, self._half
+        self._source_hidden[:] = old_hidden
+        if isinstance(x, float):
+            self._source[-2] = x
+        else:
+            self._source_input[:] = x
+        _dot(self._into, self._source, self._bottleneck)
+        _maximum(self._bottleneck, self._zero, out=self._bottleneck)
+        _dot(self._gates, self._bottleneck, self._z)
+        _tanh(self._z, self._z)
+        _multiply(sigmoids, half, sigmoids)
+        _add(sigmoids, half, sigmoids)
+        _multiply(self._forget, old_memory, memory)
+        _multiply(self._input, self._new, hidden)
+        _add(memory, hidden, memory)
+        _tanh(memory, hidden)
+        _multiply(hidden, self._exit, hidden)
+        return hidden

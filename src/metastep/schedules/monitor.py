@@ -1,6 +1,7 @@
-"""What a schedule observes of an optimizer besides the loss: the gradient beside the last displacement."""
+"""What a schedule is given of an optimizer besides the loss; and how a step that it skips becomes an empty one."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metastep.core.distributed import (
+    Ranks,
     is_flattened,
     is_sharded,
     local,
@@ -17,9 +19,13 @@ from metastep.core.distributed import (
     part_count,
     ranks_of,
 )
+from metastep.schedules.base import Observation, Rate
+from metastep.schedules.linearity import check_linear_in_rate
 
 #: No single inner product is longer than BLAS can count.
 _LONGEST = 2**30
+#: In how many steps at most an optimizer is asked whether it is linear in its rate, while it gives no answer.
+_QUESTIONS = 10
 
 
 @dataclass
@@ -36,12 +42,26 @@ class _Bucket:
     before: Tensor
     parts: int
     sizes: list[int]
+    sharded: bool
 
     def __post_init__(self) -> None:
+        self.counts = [parameter.numel() for parameter in self.parameters]
         self.sizes_there = torch.tensor(self.sizes, device=self.before.device)
 
+    def values(self) -> Tensor:
+        """What is here of the parameters, one after the other, (elements,)."""
+        return _joined(map(local, self.parameters) if self.sharded else self.parameters)
 
-class Watch:
+    def is_resized(self) -> bool:
+        """Whether a parameter has another number of elements than when it was adopted."""
+        return not self.sharded and [parameter.numel() for parameter in self.parameters] != self.counts
+
+    def gradients(self) -> Tensor:
+        """The same of their gradients; zeros where there is none."""
+        return _joined(_gradient(parameter, self.sharded) for parameter in self.parameters)
+
+
+class Monitor:
     r"""Measures, just before a step, how the gradient g stands to the last displacement u.
 
     .. math:: \langle g, u\rangle,\quad |g|^2,\quad |u|^2,\quad |\theta|^2, \qquad u = \theta_\text{before} - \theta
@@ -65,20 +85,46 @@ class Watch:
 
     def __init__(self, optimizer: Optimizer, *, layers: bool) -> None:
         self.optimizer, self.layers = optimizer, layers
+        self._questions = _QUESTIONS
+        self._rows = len(optimizer.param_groups) if layers else 0
+        self._ranks: Ranks = False
         self._measured: list[nn.Parameter] = []
         self._buckets: list[_Bucket] = []
         self._order: Tensor | None = None  # from the buckets' order to the parameters', where they differ
         self._saved: list[Tensor] | None = None  # of a state_dict, until the parameters are known
+
+    def observe(self, loss: float | Tensor | None, broken: int | Tensor, device: torch.device) -> Observation:
+        """Measure, and return what the schedule on this device is to read.
+
+        Args:
+            loss: the mean of the window's finite losses; None if none was observed.
+            broken: how many were not finite; with any, the loss is read as NaN.
+            device: where the schedule is.
+
+        Raises:
+            NotLinearInRate: in the first steps, of an optimizer that does not move in proportion to its rate.
+            ValueError: if there is a rate for each parameter and parameters have joined.
+        """
+        if self._questions:
+            self._questions = 0 if check_linear_in_rate(self.optimizer) else self._questions - 1
+        network, layers = self.measure()
+        if layers is not None and len(layers) != self._rows:
+            raise ValueError(
+                f"optimizer must keep the {self._rows} parameters for which there are rates, it has {len(layers)}; "
+                "detach the LearnedLR and make a new one after adding a group."
+            )
+        seen = _loss_on(device, loss, broken)
+        return Observation(seen, network.to(device), None if layers is None else layers.to(device))
 
     @torch.no_grad()
     def measure(self) -> tuple[Tensor, Tensor | None]:
         """Return the four numbers of the network, (4,), and those of each parameter, (L, 4), or None.
 
         They are float64 (float32 on mps), on the device of the first parameter. Before the first measurement, and after
-        parameters have joined, u is 0.
+        parameters have joined or changed their size, u is 0.
         """
         parameters = self._parameters()
-        if list(map(id, parameters)) != list(map(id, self._measured)):
+        if list(map(id, parameters)) != list(map(id, self._measured)) or any(map(_Bucket.is_resized, self._buckets)):
             self._adopt(parameters)
         if not parameters:
             return torch.zeros(4, dtype=torch.float64), torch.zeros(0, 4, dtype=torch.float64) if self.layers else None
@@ -86,11 +132,12 @@ class Watch:
         home = rows[0].device
         if not self.layers:
             network = torch.stack([row.to(home) for row in rows]).sum(0)
-            return mean_over_ranks(network, ranks_of(parameters)), None
+            return network if self._ranks is False else mean_over_ranks(network, self._ranks), None
         layers = torch.cat([row.to(home) for row in rows])
         if self._order is not None:
             layers = layers[self._order]
-        layers = mean_over_ranks(layers, ranks_of(parameters))
+        if self._ranks is not False:
+            layers = mean_over_ranks(layers, self._ranks)
         return layers.sum(0), layers
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -107,12 +154,13 @@ class Watch:
         kinds: dict[tuple[Any, ...], list[int]] = {}
         for place, parameter in enumerate(parameters):
             kinds.setdefault((parameter.device, parameter.dtype, part_count(parameter)), []).append(place)
-        self._measured = list(parameters)
+        self._measured, self._ranks = list(parameters), ranks_of(parameters)
         self._buckets = []
         for (_, _, parts), rows in kinds.items():
             members = [parameters[place] for place in rows]
             sizes = [_flat(local(member)).numel() for member in members]
-            self._buckets.append(_Bucket(members, rows, _joined(map(local, members)), parts, sizes))
+            sharded = any(map(is_sharded, members))
+            self._buckets.append(_Bucket(members, rows, _joined(map(local, members)), parts, sizes, sharded))
         order = [place for bucket in self._buckets for place in bucket.rows]
         back = sorted(range(len(order)), key=order.__getitem__)
         self._order = torch.tensor(back, device=self._buckets[0].before.device) if back != sorted(back) else None
@@ -123,8 +171,7 @@ class Watch:
 
     def _sums(self, bucket: _Bucket) -> Tensor:
         """The four sums of a bucket: (4,), or (members, 4)."""
-        now = _joined(map(local, bucket.parameters))
-        gradient = _joined(map(_gradient, bucket.parameters))
+        now, gradient = bucket.values(), bucket.gradients()
         wide = torch.promote_types(now.dtype, torch.float32)
         moved = bucket.before.to(wide).sub_(now)  # in place, unless it is widened
         gradient, here = gradient.to(wide), now.to(wide)
@@ -157,14 +204,14 @@ def _flat(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()).reshape(-1) if tensor.is_complex() else tensor.reshape(-1)
 
 
-def _joined(tensors: Any) -> Tensor:
+def _joined(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([_flat(tensor) for tensor in tensors])
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    gradient = local_gradient(parameter)
+def _gradient(parameter: nn.Parameter, sharded: bool) -> Tensor:
+    gradient = local_gradient(parameter) if sharded else parameter.grad
     if gradient is None:
-        return torch.zeros_like(local(parameter))
+        return torch.zeros_like(local(parameter) if sharded else parameter)
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
@@ -185,3 +232,66 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(
         [torch.dot(a, b) for a, b in zip(torch.split(x, _LONGEST), torch.split(y, _LONGEST), strict=True)]
     ).sum()
+
+
+def _loss_on(device: torch.device, loss: float | Tensor | None, broken: int | Tensor) -> Tensor | None:
+    """A 0-d tensor on the device, made there."""
+    if loss is None:
+        return None
+    if not isinstance(loss, Tensor):
+        loss = torch.full((), loss, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    if isinstance(broken, Tensor):
+        return torch.where(broken > 0, math.nan, loss)
+    return torch.full_like(loss, math.nan) if broken else loss
+
+
+class SkippedStep:
+    """Makes a step of an optimizer an empty one, if its schedule says so.
+
+    Where the verdict is known on the host, the parameters have no gradient while the optimizer steps: torch's
+    optimizers pass such parameters by, so that neither they nor their momenta, moments or step counts change. Where the
+    verdict is on an accelerator, and stays there, the gradients are made zero: momenta and moments then decay by one
+    step, the parameters keep still because their rate is 0, and nothing that is not finite gets anywhere.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._skip: bool | Tensor = False
+        self._aside: list[tuple[nn.Parameter, Tensor]] = []
+
+    def decide(self, skip: bool | Tensor) -> None:
+        """Note the verdict on the step to come."""
+        self._skip = skip
+
+    def rate_unless_skipped(self, rate: Rate, before: Rate | None) -> Rate | None:
+        """The rate; in a step that is to be skipped, the one before."""
+        if isinstance(self._skip, Tensor):
+            return (
+                rate if before is None else torch.where(self._skip, torch.as_tensor(before).to(self._skip.device), rate)
+            )
+        return before if self._skip else rate
+
+    def prepare(self) -> None:
+        """Call it just before the step."""
+        skip = self._skip
+        if skip is False:
+            return
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if isinstance(skip, Tensor):
+            with torch.no_grad():
+                for parameter in parameters:
+                    assert parameter.grad is not None
+                    gradient = local(parameter.grad)
+                    gradient.masked_fill_(skip.to(gradient.device), 0)
+            return
+        self._aside = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            parameter.grad = None
+
+    def over(self, *_: Any) -> None:
+        """Call it after the step, as a hook: gradients that were set aside are back."""
+        self._skip = False
+        for parameter, gradient in self._aside:
+            if parameter.grad is None:
+                parameter.grad = gradient
+        self._aside = []

@@ -1,5 +1,7 @@
 """One rate for the network, many parameter groups: their ratios are kept, and rates are written where they live."""
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,15 +10,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class GroupRates:
+class ParamGroups:
     """Writes a rate into an optimizer's groups, each times its ratio to the reference group.
 
     The reference is the first group whose initial rate is not zero; a group that joins later keeps the ratio of the
-    rate it came with. Tensor rates are written in place, numbers are replaced.
+    rate it came with. The initial rate is ``lr``, or, where a torch scheduler has changed that, what it started from
+    (``initial_lr``; ``max_lr`` of OneCycleLR). Tensor rates are written in place, numbers are replaced.
 
     Attributes:
         bases: the groups' initial rates.
         reference: that of the reference group (0 if every group's is).
+
+    Raises:
+        ValueError: for a group without a rate: no number >= 0.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -39,12 +45,29 @@ class GroupRates:
         self._ratio_vector: Tensor | None = None
 
     def _initial_rate(self, groups: list[dict[str, Any]], place: int) -> float:
-        lr = groups[place]["lr"]
+        group = groups[place]
+        lr = group.get("lr")
         if isinstance(lr, Tensor):  # torch gives its default tensor to every group without a rate of its own
             for earlier in range(place):
                 if groups[earlier]["lr"] is lr:
                     return self.bases[earlier]
-        return float(lr)
+        try:
+            rate = float(lr)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 <= rate < math.inf:
+            raise ValueError(
+                f"lr of the optimizer's group {place} must be a number >= 0, got {lr!r}; an optimizer that sets its "
+                "rate by itself needs no schedule, any other is to be given lr."
+            )
+        before = float(group.get("max_lr" if {"max_lr", "min_lr"} <= group.keys() else "initial_lr") or rate)
+        if not math.isclose(before, rate, rel_tol=1e-6):
+            warnings.warn(
+                f"lr of the optimizer's group {place} is {rate:g}, which a scheduler has set: {before:g}, from where "
+                "it started, is taken for the initial rate; make LearnedLR without a scheduler.",
+                stacklevel=2,
+            )
+        return before
 
     def device(self) -> torch.device:
         """Where rates are computed: the accelerator on which a tensor rate lives, otherwise the CPU."""
@@ -108,6 +131,13 @@ class GroupRates:
         """The groups' rates as they are now, as fresh numbers (reads the device, if tensors are there)."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
+    def were_decayed(self) -> bool:
+        """True if the optimizer has taken steps and its first rate is no longer the one it was made with."""
+        made, now = self.optimizer.defaults.get("lr"), self.bases[0] if self.bases else None
+        if not self.optimizer.state or now is None or not isinstance(made, float | int | Tensor):
+            return False
+        return not any(math.isclose(float(made), base, rel_tol=1e-6) for base in self.bases)
+
     def all_zero(self) -> bool:
         """True if every group's rate is a zero on the host; tensors on an accelerator are not looked at."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -119,3 +149,23 @@ def plain_rate(rate: float | Tensor | None) -> float | Tensor | None:
     if isinstance(rate, Tensor) and rate.ndim:
         return rate.detach().cpu().clone()
     return None if rate is None else float(rate)
+
+
+def split_groups(optimizer: Optimizer) -> None:
+    """Give every parameter a group of its own, in place, with the options of the group from which it came."""
+    single: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        names = group.get("param_names")
+        for place, parameter in enumerate(group["params"]):
+            own = {**group, "params": [parameter]}
+            if names is not None:
+                own["param_names"] = [names[place]]
+            if hasattr(group["lr"], "clone") and len(group["params"]) > 1:
+                own["lr"] = group["lr"].clone()  # a tensor rate is written in place
+            single.append(own)
+    optimizer.param_groups[:] = single
+
+
+def bounded(rate: float | Tensor, low: float, high: float) -> float | Tensor:
+    """The rate, at least ``low`` and at most ``high``."""
+    return rate.clamp(low, high) if isinstance(rate, Tensor) else min(max(rate, low), high)

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from metastep.schedules.base import Loss, Rate, Schedule, State
+from metastep.schedules.base import LearnedSchedule, Loss, Rate, State
 from metastep.schedules.scale import ScaleRule
 
 
-class FixedOutput(Schedule):
+class FixedOutput(LearnedSchedule):
     """The control for a learned schedule: the same output in (0, 1) whatever the loss, under the same scale rule.
 
     Args:
@@ -51,16 +51,12 @@ class FixedOutput(Schedule):
         return {"alpha": self.alpha, "scale": self.scale.config()}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "FixedOutput":
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """The schedule of this configuration."""
-        return cls(config["alpha"], ScaleRule(**config["scale"]))
-
-    def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
-        return f"alpha={self.alpha}, scale={self.scale}"
+        return cls(**{**config, "scale": ScaleRule(**config["scale"])})
 
 
-class Phased(Schedule):
+class Phased(LearnedSchedule):
     """Snapshots of a learned schedule, one after another over a run: the published transfer to a new task.
 
     Each snapshot drives an equal share of the run; at a switch the recurrent state is kept and the scale of the rate is
@@ -89,7 +85,7 @@ class Phased(Schedule):
 
     def __init__(
         self,
-        schedules: Sequence[Schedule],
+        schedules: Sequence[LearnedSchedule],
         total_steps: int | None = None,
         boundaries: Sequence[int] | None = None,
     ) -> None:
@@ -97,7 +93,8 @@ class Phased(Schedule):
         if not schedules:
             raise ValueError("schedules must hold at least one schedule, got none.")
         first = schedules[0]
-        if first.relative or any(s.config() != first.config() for s in schedules if not isinstance(s, FixedOutput)):
+        learned = [_kind(schedule) for schedule in schedules if not isinstance(schedule, FixedOutput)]
+        if first.relative or any(kind != _kind(first) for kind in learned):
             raise ValueError(
                 "schedules must be learned ones of equal kind, size and scale rule, got "
                 f"{[type(s).__name__ for s in schedules]}; their recurrent state is handed on at each switch."
@@ -118,6 +115,8 @@ class Phased(Schedule):
         self.schedules = nn.ModuleList(schedules)
         self.boundaries = None if boundaries is None else tuple(boundaries)
         self.scale = first.scale
+        bases = {base: None for schedule in schedules for base in (schedule.trained_for or "").split(", ") if base}
+        self.trained_for = ", ".join(bases) or None
 
     def init_state(self) -> tuple[int, State]:
         """Step 0 and the first snapshot's initial state."""
@@ -144,6 +143,12 @@ class Phased(Schedule):
         for phase in range(len(self.schedules)):
             self._member(phase).weights_changed()
 
+    def learned_for(self, base: str) -> None:
+        """Note it of every snapshot."""
+        super().learned_for(base)
+        for phase in range(len(self.schedules)):
+            self._member(phase).learned_for(base)
+
     def with_total_steps(self, total_steps: int) -> Self:
         """These snapshots (the same modules) over ``total_steps``; itself if the boundaries are known already."""
         if self.boundaries is not None:
@@ -155,12 +160,12 @@ class Phased(Schedule):
         heights = [settled_output(self._member(phase), loss, queries) for phase in range(len(self.schedules))]
         return Phased([FixedOutput(height, self.scale) for height in heights], boundaries=self.boundaries)
 
-    def _member(self, phase: int) -> Schedule:
+    def _member(self, phase: int) -> LearnedSchedule:
         schedule = self.schedules[phase]
-        assert isinstance(schedule, Schedule)
+        assert isinstance(schedule, LearnedSchedule)
         return schedule
 
-    def _running(self, step: int) -> Schedule:
+    def _running(self, step: int) -> LearnedSchedule:
         if self.boundaries is None:
             raise RuntimeError(
                 "this schedule of several phases has no horizon; pass total_steps to LearnedLR, or to Phased."
@@ -174,7 +179,12 @@ class Phased(Schedule):
         return {"schedules": members, "boundaries": None if self.boundaries is None else list(self.boundaries)}
 
 
-def settled_output(schedule: Schedule, loss: float, queries: int = 200) -> float:
+def _kind(schedule: LearnedSchedule) -> tuple[type, dict[str, Any]]:
+    """What snapshots of one network have in common."""
+    return type(schedule), {name: value for name, value in schedule.config().items() if name != "trained_for"}
+
+
+def settled_output(schedule: LearnedSchedule, loss: float, queries: int = 200) -> float:
     """The output of a schedule after so many queries with one and the same loss, from its initial state."""
     state, alpha = schedule.init_state(), math.nan
     for _ in range(queries):

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -28,15 +29,24 @@ from metastep.core.signals import (
     observe,
     scope_feature_names,
 )
-from metastep.schedules.arguments import between, one_of, require, whole
-from metastep.schedules.base import Loss, Reading, Schedule
+from metastep.schedules.base import (
+    LearnedSchedule,
+    Loss,
+    Observation,
+    between,
+    checked_base,
+    one_of,
+    require,
+    weight_dtype,
+    whole,
+)
 
 Scope = Literal["network", "layer"]
 
 _WIDTH = len(SignalState._fields)
 
 
-class SignalSchedule(Schedule):
+class SignalSchedule(LearnedSchedule):
     r"""A learned schedule that reads the loss, the progress and the alignment of steps, and starts low.
 
     .. math::
@@ -85,6 +95,7 @@ class SignalSchedule(Schedule):
 
     relative: ClassVar[bool] = True
     needs_loss: ClassVar[bool] = False
+    sizes = MappingProxyType({"hidden": "elements"})
 
     def __init__(
         self,
@@ -104,22 +115,16 @@ class SignalSchedule(Schedule):
         self.scope: Scope = one_of("scope", scope, ("network", "layer"))
         self.total_steps = None if total_steps is None else whole("total_steps", total_steps, 1)
         self.reach = _checked(Reach() if reach is None else reach)
-        require(
-            trained_for is None or isinstance(trained_for, str),
-            "trained_for",
-            "the name of a base or None",
-            trained_for,
-            'write "sgd", "sgd-momentum" or "adamw"',
-        )
-        self.trained_for = trained_for
-        self.watches = self.scope
+        self.trained_for = checked_base(trained_for)
+        self.monitors = self.scope
         self.layers = 0  # how many rates LearnedLR needs
         self.layer_signals = layer_signals(self.signals)
         self.feature_names = scope_feature_names(self.signals, self.scope)
         if scope == "layer":
             allowed = f"one of {', '.join(LAYER_SIGNALS)} at least"
             require(bool(self.layer_signals), "signals", allowed, signals, "a layer needs a signal of its own")
-        self.weights = nn.Parameter(self._fresh_weights())
+        with torch.inference_mode(False):  # so that the weights can learn, wherever the schedule was made
+            self.weights = nn.Parameter(self._fresh_weights())
 
     def _fresh_weights(self) -> Tensor:
         """Random at the input, small at the output: the drive is near 0, and every weight has a gradient."""
@@ -127,7 +132,7 @@ class SignalSchedule(Schedule):
         parts = []
         for name, shape in weight_shapes(count, self.hidden, self.recurrent).items():
             spread = {"input": 1 / math.sqrt(count), "recurrent": 1 / math.sqrt(self.hidden), "output": 0.001}
-            parts.append(torch.randn(shape).flatten() * spread.get(name, 0.0))
+            parts.append(torch.randn(shape, dtype=weight_dtype()).flatten() * spread.get(name, 0.0))
         return torch.cat(parts)
 
     def flat_weights(self) -> Tensor:
@@ -155,15 +160,16 @@ class SignalSchedule(Schedule):
         start = like.new_full((rows, 1), self.reach.start)
         return torch.cat((signals, start, init_hidden((rows,), self.hidden, self.recurrent, like)), dim=-1)
 
-    def forward(self, loss: Loss | Reading, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, loss: Loss | Observation, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the multiplier of this step, 0-d or (L,) of the layers, and the next state.
 
         Args:
-            loss: a :class:`metastep.schedules.base.Reading`, or a loss alone, of an optimizer that is not watched.
+            loss: a :class:`metastep.schedules.base.Observation`, or a loss alone, of an optimizer that is not watched.
             state: from :meth:`init_state` or the step before.
         """
-        reading = loss if isinstance(loss, Reading) else self._loss_alone(loss)
+        reading = loss if isinstance(loss, Observation) else self._loss_alone(loss)
         known, steps = self.total_steps is not None, float(self.total_steps or 1)
+        state = state.to(self.weights.dtype)  # the weights may have become double since
         network = observe(SignalState.unpacked(state[0, :_WIDTH]), _to(state, reading.loss), *reading.network.unbind())
         log_multiplier, hidden = state[:, _WIDTH], state[:, _WIDTH + 1 :]
         done = network.steps - 1
@@ -196,16 +202,16 @@ class SignalSchedule(Schedule):
         known, steps = self.total_steps is not None, float(self.total_steps or 1)
         return features(network, log_multiplier, done, steps, self.signals, known)
 
-    def _loss_alone(self, loss: Loss) -> Reading:
+    def _loss_alone(self, loss: Loss) -> Observation:
         zeros = self.weights.new_zeros(4, dtype=torch.float32)
         layers = zeros.expand(self.layers, 4) if self.scope == "layer" else None
-        return Reading(torch.as_tensor(loss, device=zeros.device).detach().reshape(()), zeros, layers)
+        return Observation(torch.as_tensor(loss, device=zeros.device).detach().reshape(()), zeros, layers)
 
     def skips(self, state: Tensor) -> Tensor:
         """Whether the step that led to this state is to be skipped."""
         return state[0, _BRAKED] > 0
 
-    def brakes(self, state: Tensor) -> int:
+    def skipped_steps(self, state: Tensor) -> int:
         """How many steps were to be skipped so far."""
         return int(state[0, _BRAKES])
 
@@ -230,26 +236,28 @@ class SignalSchedule(Schedule):
         other.__dict__.update(attributes)
         return other
 
+    def saved_state(self, state: Tensor) -> dict[str, Any]:
+        """The state with the names of what the signals remember, so that it can be read when there are others."""
+        return {"fields": list(SignalState._fields), "rows": state}
+
+    def loaded_state(self, saved: dict[str, Any]) -> Tensor:
+        """The state, with what it does not know as before the first step, and without what is no longer there."""
+        fields, rows = list(saved["fields"]), saved["rows"]
+        fresh = self.init_state()[0, :_WIDTH]
+        known = [
+            rows[:, fields.index(name)] if name in fields else fresh[at].expand(len(rows)).to(rows)
+            for at, name in enumerate(SignalState._fields)
+        ]
+        return torch.cat((torch.stack(known, dim=-1), rows[:, len(fields) :]), dim=-1)
+
     def config(self) -> dict[str, Any]:
         """Keyword arguments, of JSON types; :meth:`from_config` makes the schedule again."""
-        return {
-            "signals": list(self.signals),
-            "hidden": self.hidden,
-            "recurrent": self.recurrent,
-            "scope": self.scope,
-            "total_steps": self.total_steps,
-            "reach": self.reach._asdict(),
-            "trained_for": self.trained_for,
-        }
+        return {**super().config(), "reach": self.reach._asdict()}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "SignalSchedule":
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """A schedule of this configuration with fresh weights."""
         return cls(**{**config, "reach": Reach(**config["reach"])})
-
-    def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
 
 
 _BRAKED, _BRAKES = SignalState._fields.index("braked"), SignalState._fields.index("brakes")

@@ -21,7 +21,7 @@ from metastep.lab.bench.task_processes import LocalWorkers
 from metastep.lab.bench.task_ray import RayWorkers
 from metastep.lab.runtime.folder import CheckpointFile, Folder, FolderInUse
 from metastep.schedules import load_schedule
-from metastep.schedules.checkpoint import learned_on
+from metastep.schedules.files import learned_on
 
 TASKS = (
     learning_config(task="digits/mlp", threads=1),

@@ -13,7 +13,7 @@ from metastep.lab.evolution.base_optimizers import Base
 from metastep.lab.evolution.networks import MLP, Network, Transformer
 from metastep.lab.evolution.task_distribution import TaskSpec
 from metastep.lab.evolution.vectorised_trainer import WORST_LOSS, Packing, VectorisedTrainer
-from metastep.schedules.signal import Scope
+from metastep.schedules.signal_schedule import Scope
 
 NETWORKS = [MLP(5, (8, 3), 2, "relu", "batch", 1.0), Transformer(11, 8, 2, 2, 7)]
 

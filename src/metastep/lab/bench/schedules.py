@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -11,23 +11,15 @@ from metastep.lab.bench.names import unknown_name
 from metastep.lab.evolution import default_config
 from metastep.lab.tasks.sources import data_roots
 from metastep.schedules import (
-    Constant,
-    Cosine,
-    Exponential,
-    MLRSNet,
-    MultiStep,
-    OneCycle,
+    LearnedSchedule,
     Phased,
-    ReduceOnPlateau,
     ScaleRule,
     Schedule,
     SignalSchedule,
-    Staircase,
-    WarmRestarts,
-    WarmupStableDecay,
     load_schedule,
     shipped_schedules,
 )
+from metastep.schedules.registry import REGISTRY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +43,6 @@ class NamedSchedule:
     base: str = ""
 
 
-def _multistep(total_steps: int) -> Schedule:
-    return MultiStep(milestones=[max(1, total_steps // 2), max(2, total_steps * 3 // 4)], gamma=0.1)
-
-
 def _published() -> Schedule:
     files = published_snapshots()
     if not files:
@@ -67,11 +55,13 @@ def _published() -> Schedule:
 
 def _together(members: list[Schedule]) -> Schedule:
     """One schedule as it is; several as phases of equal length."""
-    return members[0] if len(members) == 1 else Phased(members)
+    return members[0] if len(members) == 1 else Phased([member for member in members if _is_learned(member)])
 
 
-def _exponential(total_steps: int) -> Schedule:
-    return Exponential(gamma=0.01 ** (1 / total_steps))
+def _is_learned(schedule: Schedule) -> TypeGuard[LearnedSchedule]:
+    if not isinstance(schedule, LearnedSchedule):
+        raise ValueError(f"only learned schedules can be phases of a run, got {type(schedule).__name__}.")
+    return True
 
 
 def _landed(base: str) -> Schedule:
@@ -85,38 +75,21 @@ def _landed(base: str) -> Schedule:
 PUBLISHED_SNAPSHOTS = "mlr-snet-published"
 _SNAPSHOT_FILES = "mlrsnet/mlr_snet_*.pth"
 
-#: Every schedule by name. A new one is a line here, a file in ``schedules/``, and a test.
+
+def _registered(*, learned: bool) -> dict[str, NamedSchedule]:
+    """The schedules of the registry that a run can name; the learned ones are learned during the run."""
+    return {
+        kind.name: NamedSchedule(
+            summary=kind.summary, make=kind.for_run, source=kind.source, learns=learned, learned=learned
+        )
+        for kind in REGISTRY.values()
+        if kind.name and issubclass(kind, LearnedSchedule) is learned
+    }
+
+
+#: Every schedule by name: those of the registry (``metastep.schedules.registry``), and those of the benchmark alone.
 SCHEDULES: dict[str, NamedSchedule] = {
-    "constant": NamedSchedule(summary="the base rate throughout", make=lambda steps: Constant()),
-    "multistep": NamedSchedule(summary="a tenth after 1/2 and after 3/4 of the run", make=_multistep),
-    "exponential": NamedSchedule(summary="geometric decay to 1/100", make=_exponential),
-    "cosine": NamedSchedule(
-        summary="half a cosine to zero", make=lambda steps: Cosine(total_steps=steps), source="arXiv 1608.03983"
-    ),
-    "sgdr": NamedSchedule(
-        summary="cosine with warm restarts, at 1/7 and 3/7 of the run",
-        make=lambda steps: WarmRestarts(T_0=max(1, steps // 7), T_mult=2),
-        source="arXiv 1608.03983",
-    ),
-    "onecycle": NamedSchedule(
-        summary="up for 30 % of the run, then down",
-        make=lambda steps: OneCycle(total_steps=steps),
-        source="arXiv 1708.07120",
-    ),
-    "wsd": NamedSchedule(
-        summary="warm-up, stable, linear decay at the end",
-        make=lambda steps: WarmupStableDecay(total_steps=steps),
-        source="arXiv 2404.06395",
-    ),
-    "plateau": NamedSchedule(
-        summary="a tenth whenever the training loss of 10 % of the run brings no improvement",
-        make=lambda steps: ReduceOnPlateau(every=max(1, steps // 100)),
-        source="torch's ReduceLROnPlateau",
-    ),
-    "staircase": NamedSchedule(
-        summary="three equal steps of 1, 1/10, 1/100",
-        make=lambda steps: Staircase((1.0, 0.1, 0.01), total_steps=steps),
-    ),
+    **_registered(learned=False),
     "landed-sgd": NamedSchedule(
         summary="the control of signal-sgd: the same landing and linear decay, nothing learned",
         make=lambda steps: _landed("sgd"),
@@ -129,13 +102,7 @@ SCHEDULES: dict[str, NamedSchedule] = {
         base="adamw",
         source="metastep",
     ),
-    "mlr-snet": NamedSchedule(
-        summary="an LSTM on the loss, learned in the loop on inner_valid",
-        make=lambda steps: MLRSNet(),
-        learns=True,
-        learned=True,
-        source="arXiv 2007.14546",
-    ),
+    **_registered(learned=True),
     PUBLISHED_SNAPSHOTS: NamedSchedule(
         summary="the published snapshots of MLR-SNet, for equal parts of the run",
         make=lambda steps: _published(),
@@ -186,7 +153,7 @@ def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Sched
         made, learns = SCHEDULES[schedule].make(total_steps), SCHEDULES[schedule].learns
     else:
         made, learns = _from_files(schedule), False
-    if not made.relative:
+    if isinstance(made, LearnedSchedule) and not made.relative:
         _read_text(made, text)
     return made.with_total_steps(total_steps), learns
 
@@ -201,15 +168,15 @@ def _from_files(schedule: str) -> Schedule:
     members = [load_schedule(part) for part in parts]
     made = _together(members)
     if control:
-        made = (made if isinstance(made, Phased) else Phased([made])).staircase()
+        made = (made if isinstance(made, Phased) else Phased(list(filter(_is_learned, [made])))).staircase()
     return made
 
 
-def _read_text(schedule: Schedule, text: bool) -> None:
+def _read_text(schedule: LearnedSchedule, text: bool) -> None:
     """Tell a learned schedule, members included, whether its losses are a language model's."""
     scale: ScaleRule = replace(schedule.scale, text=text)
     for part in schedule.modules():
-        if isinstance(part, Schedule) and not part.relative:
+        if isinstance(part, LearnedSchedule) and not part.relative:
             part.scale = scale
 
 
@@ -241,6 +208,6 @@ def scaled_by(schedule: Schedule, value: float) -> Schedule:
         value: the scale, > 0.
     """
     for part in schedule.modules():
-        if isinstance(part, Schedule) and not part.relative:
+        if isinstance(part, LearnedSchedule) and not part.relative:
             part.scale = FixedScale(**part.scale.config(), value=value)
     return schedule

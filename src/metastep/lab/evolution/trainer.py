@@ -19,7 +19,7 @@ from metastep.lab.evolution.task_distribution import FAMILIES, RATES, sample_tas
 from metastep.lab.evolution.vectorised_trainer import WORST_LOSS
 from metastep.lab.evolution.warm_start import RateSweep, fit_policy, sweep_rates
 from metastep.lab.runtime.executor import Executor, LocalExecutor
-from metastep.schedules.signal import Scope, SignalSchedule
+from metastep.schedules.signal_schedule import Scope, SignalSchedule
 
 #: What the pretrained schedules read: not their own multiplier, so that nothing depends on the initial rate.
 SIGNALS: Final = (
