@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 
 from measuring import write_record
 from metastep.lab.tasks import load_task
+from metastep.lab.tasks.datasets.image_sets import CIFAR10
 from metastep.lab.tasks.sources import find_files
-from metastep.lab.tasks.vision import CIFAR10
 
 BATCH = 128
 REPEATS = 3

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metastep.lab.tasks.augment import crop_and_flip
+from metastep.lab.tasks.images import crop_and_flip
 
 
 def one_by_one(images, offsets, flips, padding):

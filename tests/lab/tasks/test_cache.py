@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from metastep.lab.tasks.cache import cache_folder, decoded_once
+from metastep.lab.tasks.loaders.encoded import cache_folder, decoded_once
 
 
 @pytest.fixture

@@ -1,18 +1,11 @@
 import pytest
 import torch
 
-from metastep.lab.tasks.networks.bottleneck_resnet import bottleneck_resnet
-from metastep.lab.tasks.networks.convnet import convnet
-from metastep.lab.tasks.networks.lenet import lenet5
-from metastep.lab.tasks.networks.lstm import LSTMLanguageModel
-from metastep.lab.tasks.networks.mlp import mlp
-from metastep.lab.tasks.networks.mobilenet import mobilenet_v2
+from metastep.lab.tasks.networks.feedforward import convnet, lenet5, mlp
+from metastep.lab.tasks.networks.mobile import mobilenet_v2, shufflenet_v2
 from metastep.lab.tasks.networks.nasnet import NASNetA
-from metastep.lab.tasks.networks.resnet import resnet
-from metastep.lab.tasks.networks.shufflenet import shufflenet_v2
-from metastep.lab.tasks.networks.transformer import TransformerLanguageModel
-from metastep.lab.tasks.networks.vit import VisionTransformer
-from metastep.lab.tasks.networks.wide_resnet import wide_resnet
+from metastep.lab.tasks.networks.resnet import bottleneck_resnet, resnet, wide_resnet
+from metastep.lab.tasks.networks.sequence import LSTMLanguageModel, TransformerLanguageModel, VisionTransformer
 from metastep.lab.tasks.table import RECIPES
 
 V, W = 10_000, 512

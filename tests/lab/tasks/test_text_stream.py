@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from metastep.lab.tasks import LabelNoise, load_task
-from metastep.lab.tasks.networks.lstm import LSTMLanguageModel
+from metastep.lab.tasks.networks.sequence import LSTMLanguageModel
 from metastep.lab.tasks.task import Task
 from metastep.lab.tasks.text import TextData
 

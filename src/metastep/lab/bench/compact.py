@@ -6,8 +6,8 @@ from typing import Any
 from metastep.lab.bench.config import RunConfig
 from metastep.lab.bench.records import SCHEMA
 from metastep.lab.runtime.provenance import provenance
-from metastep.lab.tasks.kinds import METRICS
 from metastep.lab.tasks.table import recipe_of
+from metastep.lab.tasks.task import METRICS
 
 #: Points of a curve, at most.
 POINTS = 40

@@ -1,18 +1,15 @@
-"""Labelled images in memory as uint8, their splits, and the stream of batches over one split."""
+"""Labelled images in memory as uint8, their splits, and the stream of augmented batches over one split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from metastep.lab.tasks.augment import crop_and_flip
-from metastep.lab.tasks.batches import Batch
-from metastep.lab.tasks.data import Data
-from metastep.lab.tasks.epochs import EpochBatches
-from metastep.lab.tasks.kinds import CLASSES_OF_STANDARDISED_TARGETS
-from metastep.lab.tasks.request import Request
-from metastep.lab.tasks.splits import SPLITS, balanced_order, split_order
+from metastep.lab.tasks.batches import Batch, EpochBatches
+from metastep.lab.tasks.data import CLASSES_OF_STANDARDISED_TARGETS, TaskData
+from metastep.lab.tasks.splits import SPLITS, DataOptions, balanced_order, split_order
 
 # Shapes: N images in the store, n of them in a split, C channels, H x W pixels.
 
@@ -60,7 +57,7 @@ class ImageSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageData(Data):
+class ImageData(TaskData):
     """Four splits of labelled images.
 
     Args:
@@ -94,10 +91,6 @@ class ImageData(Data):
         """Number of images of every split."""
         return {name: len(split.rows) for name, split in self.splits_by_name.items()}
 
-    def steps_per_epoch(self, split: str, batch_size: int) -> int:
-        """Give the number of batches of one pass, the last one possibly smaller."""
-        return -(-len(self.splits_by_name[split].rows) // batch_size)
-
     def stream(
         self, split: str, *, batch_size: int, seed: int, device: torch.device, augment: bool, shuffle: bool
     ) -> "ImageBatches":
@@ -116,7 +109,7 @@ def split_images(
     train: ImageStore,
     test: ImageStore | int,
     *,
-    request: Request,
+    options: DataOptions,
     num_classes: int,
     test_size: int | None = None,
 ) -> dict[str, ImageSplit]:
@@ -125,22 +118,20 @@ def split_images(
     Args:
         train: Images to train on and hold out from.
         test: Test images, or how many of `train` to keep for the test.
-        request: Sizes of the splits, and the label noise.
+        options: Sizes of the splits, and the label noise.
         num_classes: Number of classes.
         test_size: Keep so many of the test images only, class-balanced; None: all.
 
     Raises:
         ValueError: If the sizes are impossible.
     """
-    rows = split_order(balanced_order(train.labels), request, test=test if isinstance(test, int) else 0)
+    rows = split_order(balanced_order(train.labels), options, test=test if isinstance(test, int) else 0)
     splits = {name: ImageSplit(train, rows[name], train.labels[rows[name]]) for name in SPLITS}
     if not isinstance(test, int):
         chosen = torch.arange(len(test.labels)) if test_size is None else balanced_order(test.labels)[:test_size]
         splits["test"] = ImageSplit(test, chosen, test.labels[chosen])
-    if request.label_noise is not None:
-        clean = splits["train"]
-        noisy = request.label_noise.apply(clean.labels, num_classes)
-        splits["train"] = ImageSplit(train, clean.rows, noisy)
+    clean = splits["train"]
+    splits["train"] = ImageSplit(train, clean.rows, options.noisy(clean.labels, num_classes))
     return splits
 
 
@@ -186,3 +177,25 @@ class ImageBatches(EpochBatches):
         # (batch, C, H, W) with the channels last in memory, on which convolutions are a third faster on a CPU.
         inputs = pixels.view(images.shape).permute(0, 3, 1, 2)
         return Batch(inputs, inputs.flatten(1) if self._reconstructs else self._labels[part])
+
+
+def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, *, padding: int) -> Tensor:
+    """Mirror each image where asked, pad it with zeros, and cut a window of its own size out of it.
+
+    out[i] = pad(mirror_if(flips[i], images[i]))[dy_i : dy_i + H, dx_i : dx_i + W]
+
+    Args:
+        images: (batch, H, W, channels), any dtype.
+        offsets: (batch, 2) int64, (dy, dx) in 0..2*padding.
+        flips: (batch,) int64, 1 for a mirrored image and 0 for one as it is.
+        padding: Zeros on every side, in pixels.
+
+    Returns:
+        (batch, H, W, channels), a new tensor.
+    """
+    _, height, width, _ = images.shape
+    both = pad(torch.stack((images, images.flip(2))), (0, 0, padding, padding, padding, padding))
+    # A view of all windows: (flip, batch, dy, dx, channels, H, W); one index picks each image's own.
+    windows = both.unfold(2, height, 1).unfold(3, width, 1)
+    rows = torch.arange(len(images), device=images.device)
+    return windows[flips, rows, offsets[:, 0], offsets[:, 1]].permute(0, 2, 3, 1)

@@ -15,7 +15,7 @@ class MissingData(FileNotFoundError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FileLayout:
     """One way in which a data set lies on disk.
 
     Args:
@@ -32,7 +32,7 @@ class Layout:
         return " or ".join(f"{folder}/{{{','.join(self.train + self.test)}}}" for folder in self.folders)
 
 
-LayoutT = TypeVar("LayoutT", bound=Layout)
+LayoutT = TypeVar("LayoutT", bound=FileLayout)
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,27 @@ def data_roots(data_dir: Path | str | None = None) -> list[Path]:
     if named is not None:
         root = Path(named).expanduser()
         return [root, root / "data"]
-    checkout = Path(__file__).parents[3]
+    checkout = Path(__file__).parents[4]
     roots = [Path("data"), Path("../shared/data")]
     return [*roots, checkout.parent / "shared" / "data"] if (checkout / "pyproject.toml").exists() else roots
 
 
-def find_files(name: str, layouts: Sequence[LayoutT], data_dir: Path | str | None = None) -> Found[LayoutT]:
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Give what matches a pattern below a folder, by name; nothing hidden (.ipynb_checkpoints, macOS's ._x.png)."""
+    found = folder.glob(pattern)
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def find_files(
+    name: str, layouts: Sequence[LayoutT], data_dir: Path | str | None = None, *, where: str = ""
+) -> Found[LayoutT]:
     """Find the first complete layout of a data set.
+
+    Args:
+        name: Of the data set.
+        layouts: The layouts looked for, in order.
+        data_dir: See `data_roots`.
+        where: Where the data can be had, for the error.
 
     Raises:
         MissingData: If there is none; the message names the files expected and the folders looked at.
@@ -72,8 +86,8 @@ def find_files(name: str, layouts: Sequence[LayoutT], data_dir: Path | str | Non
     for root in roots:
         for layout in layouts:
             for folder in (root / f for f in layout.folders):
-                train = [sorted(folder.glob(pattern)) for pattern in layout.train]
-                test = [sorted(folder.glob(pattern)) for pattern in layout.test]
+                train = [visible_files(folder, pattern) for pattern in layout.train]
+                test = [visible_files(folder, pattern) for pattern in layout.test]
                 if all(train) and all(test):
                     return Found(layout, folder, list(chain(*train)), list(chain(*test)))
                 if any(train) or any(test):
@@ -83,7 +97,7 @@ def find_files(name: str, layouts: Sequence[LayoutT], data_dir: Path | str | Non
     raise MissingData(
         f"{name} must be on this machine as {'; or as '.join(map(str, layouts))}; none found in "
         f"{', '.join(os.path.abspath(root) for root in roots)}{partial}; "
-        "pass data_dir or set METASTEP_DATA to the folder that holds it."
+        f"pass data_dir or set METASTEP_DATA to the folder that holds it{f'; {where}' if where else ''}."
     )
 
 

@@ -1,18 +1,36 @@
-"""The table of tasks; a new task is one entry in `recipes`, a reader or network in its own file, and one test."""
+"""The table of tasks: a new task is a file in `datasets` and one line here."""
 
 import difflib
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
-from metastep.lab.tasks.noise import LabelNoise
-from metastep.lab.tasks.recipes.bundled import BUNDLED
-from metastep.lab.tasks.recipes.images import IMAGES
-from metastep.lab.tasks.recipes.text import TEXT
-from metastep.lab.tasks.request import Request
-from metastep.lab.tasks.task import Recipe, Task
+from metastep.lab.tasks.splits import DataOptions, LabelNoise
+from metastep.lab.tasks.task import METRICS, Recipe, Task
 
-_RECIPES = (*BUNDLED, *IMAGES, *TEXT)
-RECIPES = MappingProxyType({recipe.name: recipe for recipe in _RECIPES})
+#: The files of `datasets`, each of which has a tuple TASKS of recipes. Names of tasks stay: runs are stored under them.
+_DATASETS: Final = (
+    "bundled",
+    "image_sets",
+    "imagenet",
+    "language",
+    "sentences",
+    "own",
+)
+
+
+def _recipes() -> Iterator[tuple[str, Recipe]]:
+    for name in _DATASETS:
+        tasks: tuple[Recipe, ...] = import_module(f"metastep.lab.tasks.datasets.{name}").TASKS
+        yield from ((recipe.name, recipe) for recipe in tasks)
+
+
+RECIPES: Final = MappingProxyType(dict(_recipes()))
+
+#: The lines between which a page holds the table.
+BEGIN, END = "<!-- tasks: begin -->", "<!-- tasks: end -->"
 
 
 def task_names() -> list[str]:
@@ -83,11 +101,31 @@ def load_task(
     if label_noise is not None and recipe.kind != "classification":
         what = "text has no labels" if recipe.kind == "language" else "it predicts numbers and has no labels"
         raise ValueError(f"label_noise must be None for {name}, got {label_noise}; {what}.")
-    request = Request(
+    options = DataOptions(
         inner_valid=recipe.inner_valid if inner_valid is None else inner_valid,
         outer_valid=recipe.outer_valid if outer_valid is None else outer_valid,
         train_size=train_size,
         data_dir=data_dir,
         label_noise=recipe.label_noise if label_noise is None else label_noise,
     )
-    return Task(**{**vars(recipe), "label_noise": request.label_noise}, data=recipe.read(request))
+    return Task(**{**vars(recipe), "label_noise": options.label_noise}, data=recipe.read(options))
+
+
+def tasks_as_markdown() -> str:
+    """Give the table of tasks for the documentation.
+
+    Example:
+        >>> "| `mnist/lenet5` | LeNet-5 on MNIST | accuracy |" in tasks_as_markdown()
+        True
+    """
+    rows = [
+        "| task | what it is | metric | inner_valid, outer_valid | steps x batch | optimizer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for recipe in RECIPES.values():
+        held_out = ", ".join("a tenth" if n is None else f"{n:,}" for n in (recipe.inner_valid, recipe.outer_valid))
+        rows.append(
+            f"| `{recipe.name}` | {recipe.summary} | {METRICS[recipe.kind]} | {held_out} | "
+            f"{recipe.total_steps} x {recipe.batch_size} | {recipe.optimizer}, {recipe.learning_rate:g} |"
+        )
+    return "\n".join(rows)

@@ -1,18 +1,28 @@
 """A task: data, a network and a loss, knowing nothing of the methods that will be tried on it."""
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
 
 from metastep.lab.tasks.batches import Batch, Batches
-from metastep.lab.tasks.data import Data
-from metastep.lab.tasks.kinds import METRICS, Kind, Metric, mean_loss, tally
-from metastep.lab.tasks.noise import LabelNoise
-from metastep.lab.tasks.request import Request
+from metastep.lab.tasks.data import TaskData
+from metastep.lab.tasks.splits import DataOptions, LabelNoise
+
+Kind = Literal["classification", "language", "regression", "reconstruction"]
+Metric = Literal["accuracy", "perplexity", "r2"]
+
+#: The metric of each kind. Accuracy and r2 are better the higher, perplexity the lower.
+METRICS: Final = MappingProxyType[Kind, Metric](
+    {"classification": "accuracy", "language": "perplexity", "regression": "r2", "reconstruction": "r2"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +42,8 @@ class Recipe:
         optimizer_options: Its options besides the learning rate.
         learning_rate: A sensible initial rate for closed-form schedules.
         clip_norm: Bound on the norm of the whole gradient; None: no clipping.
-        inner_valid: Default size of that split.
-        outer_valid: Default size of that split.
+        inner_valid: Default size of that split; None: a tenth of the examples.
+        outer_valid: Default size of that split; None: a tenth of the examples.
         label_noise: Of the training labels, if noise is what the task is about.
     """
 
@@ -41,7 +51,7 @@ class Recipe:
     kind: Kind = "classification"
     summary: str
     network: Callable[[int], nn.Module] = field(repr=False)
-    read: Callable[[Request], Data] = field(repr=False)
+    read: Callable[[DataOptions], TaskData] = field(repr=False)
     batch_size: int
     eval_batch_size: int = 500
     total_steps: int
@@ -49,8 +59,8 @@ class Recipe:
     optimizer_options: Mapping[str, Any]
     learning_rate: float
     clip_norm: float | None = None
-    inner_valid: int
-    outer_valid: int
+    inner_valid: int | None
+    outer_valid: int | None
     label_noise: LabelNoise | None = None
 
 
@@ -77,7 +87,7 @@ class Task(Recipe):
         True
     """
 
-    data: Data = field(repr=False)
+    data: TaskData = field(repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -225,3 +235,78 @@ def _outputs(model: nn.Module, batch: Batch) -> Tensor:
     outputs, state = model(batch.inputs, batch.carry.entering)
     batch.carry.leaving = tuple(part.detach() for part in state)
     return outputs
+
+
+# What the kinds of tasks differ in: the loss, the metric beside it, and how both are summed over a split.
+
+
+def mean_loss(kind: Kind, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Give the mean cross-entropy in nats, or the mean squared error; 0-d.
+
+    Args:
+        kind: Of the task.
+        outputs: (..., classes), or of the targets' shape.
+        targets: (...) int64 classes, or numbers.
+    """
+    if kind in ("classification", "language"):
+        return cross_entropy(outputs.flatten(0, -2), targets.flatten())
+    return mse_loss(outputs, targets)
+
+
+class Tally(ABC):
+    """Sums over the batches of an evaluation; they stay on the device until the result is asked for."""
+
+    @abstractmethod
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take a batch in."""
+
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """Give "loss" and the metric."""
+
+
+def tally(kind: Kind) -> Tally:
+    """Give an empty tally for tasks of a kind."""
+    return _Classes(text=kind == "language") if kind in ("classification", "language") else _Numbers()
+
+
+class _Classes(Tally):
+    def __init__(self, *, text: bool) -> None:
+        self._text = text
+        self._losses: list[Tensor] = []
+        self._correct: list[Tensor] = []
+        self._count = 0
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        self._losses.append(cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="sum"))
+        self._correct.append((outputs.argmax(-1) == targets).sum())
+        self._count += targets.numel()
+
+    def scores(self) -> dict[str, float]:
+        loss = torch.stack(self._losses).cpu().double().sum() / self._count
+        if self._text:
+            return {"loss": loss.item(), "perplexity": loss.exp().item()}
+        return {"loss": loss.item(), "accuracy": torch.stack(self._correct).sum().item() / self._count}
+
+
+class _Numbers(Tally):
+    """r2 = 1 - sum |y - f|^2 / sum |y - mean y|^2, the mean taken of each output by itself."""
+
+    def __init__(self) -> None:
+        self._errors: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        self._squares: list[Tensor] = []
+        self._examples = self._count = 0
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        self._errors.append((outputs - targets).square().sum())
+        self._sums.append(targets.sum(0))
+        self._squares.append(targets.square().sum())
+        self._examples += len(targets)
+        self._count += targets.numel()
+
+    def scores(self) -> dict[str, float]:
+        errors, squares = (torch.stack(parts).cpu().double().sum().item() for parts in (self._errors, self._squares))
+        sums = torch.stack(self._sums).cpu().double().sum(0)
+        spread = squares - sums.square().sum().item() / self._examples
+        return {"loss": errors / self._count, "r2": 1 - errors / spread if spread > 0 else math.nan}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from metastep.lab.tasks.batches import Batch, Batches, Carry, check_same_stream
-from metastep.lab.tasks.data import Data
+from metastep.lab.tasks.data import TaskData
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextData(Data):
+class TextData(TaskData):
     """Four splits of a text.
 
     Args:
@@ -24,11 +24,6 @@ class TextData(Data):
     tokens_by_split: Mapping[str, Tensor]
     chunk: int
     recurrent: bool
-
-    @property
-    def augments(self) -> bool:
-        """Text is not augmented."""
-        return False
 
     @property
     def sizes(self) -> dict[str, int]:

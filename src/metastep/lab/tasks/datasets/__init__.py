@@ -1,1 +1,1 @@
-"""The entries of the table of tasks, by what is read."""
+"""Data sets and the tasks on them; a file's `TASKS` are its entries in the table of tasks."""

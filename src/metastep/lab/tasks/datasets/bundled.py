@@ -1,138 +1,168 @@
-"""Tasks on the data that come with scikit-learn: always there, and a step takes milliseconds."""
+"""Data that come with scikit-learn, always there, and the tasks on them, whose steps take milliseconds."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, Final, Literal
 
-from metastep.lab.tasks.digits import load_digits, load_digits_to_reconstruct
-from metastep.lab.tasks.networks.autoencoder import autoencoder
-from metastep.lab.tasks.networks.convnet import convnet
-from metastep.lab.tasks.networks.mlp import mlp
+import torch
+from torch import Tensor, nn
+
+from metastep.lab.tasks.data import CLASSES_OF_STANDARDISED_TARGETS, ExampleData, Examples, classified
+from metastep.lab.tasks.images import ImageData, ImageStore, as_reconstruction, split_images
+from metastep.lab.tasks.networks.feedforward import autoencoder, convnet, mlp
 from metastep.lab.tasks.networks.resnet import resnet
-from metastep.lab.tasks.networks.vit import VisionTransformer
-from metastep.lab.tasks.noise import LabelNoise
-from metastep.lab.tasks.tabular import read_table
+from metastep.lab.tasks.networks.sequence import VisionTransformer
+from metastep.lab.tasks.sources import optional_module
+from metastep.lab.tasks.splits import SPLITS, DataOptions, LabelNoise, balanced_order, split_order
 from metastep.lab.tasks.task import Recipe
 
-_SGD = {"momentum": 0.9, "weight_decay": 5e-4}
+Table = Literal["diabetes", "breast_cancer", "wine"]
+_DIGITS_TO_TEST: Final = 397
+_TEST_SHARE: Final = 0.25
 
-BUNDLED = (
-    Recipe(
-        name="digits/mlp",
-        summary="perceptron with two hidden layers of 64 on scikit-learn's digits",
-        network=partial(mlp, inputs=64, hidden=(64, 64)),
-        read=load_digits,
-        batch_size=32,
+
+def load_digits(options: DataOptions) -> ImageData:
+    """Read the digits, 1,797 grey 8 x 8 images whose pixels have the 17 values 0..16."""
+    bunch = optional_module("sklearn.datasets").load_digits()
+    images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(3)  # (1797, 8, 8, 1)
+    store = ImageStore(images, torch.from_numpy(bunch.target).long())
+    return ImageData(
+        splits_by_name=split_images(store, _DIGITS_TO_TEST, options=options, num_classes=10),
+        num_classes=10,
+        mean=(4.884,),
+        std=(6.017,),
+        notes="scikit-learn's bundled digits, 1797 images of 8 x 8 pixels",
+    )
+
+
+def load_digits_to_reconstruct(options: DataOptions) -> ImageData:
+    """Read the digits, each of which is its own target."""
+    return as_reconstruction(load_digits(options))
+
+
+def read_table(options: DataOptions, *, table: Table) -> ExampleData:
+    """Read and split a table; features, and the numbers to predict, are standardised by the training split.
+
+    Args:
+        options: Sizes of the splits, and the label noise.
+        table: Which.
+    """
+    columns, answers = getattr(optional_module("sklearn.datasets"), f"load_{table}")(return_X_y=True)
+    inputs = torch.from_numpy(columns).float()
+    # Of one class for the split's purposes, so that the order is merely random: held-out classes that are evened out
+    # would leave the small training split uneven.
+    order = balanced_order(torch.zeros(len(inputs), dtype=torch.int64))
+    rows = split_order(order, options, test=round(_TEST_SHARE * len(order)))
+    inputs = _standardised(inputs, rows["train"])
+    notes = f"scikit-learn's bundled {table.replace('_', ' ')} table, {len(order)} rows of {inputs.shape[1]} numbers"
+    if table == "diabetes":
+        targets = _standardised(torch.from_numpy(answers).float()[:, None], rows["train"])
+        splits = {name: Examples(inputs[rows[name]], targets[rows[name]]) for name in SPLITS}
+        return ExampleData(splits_by_name=splits, num_classes=CLASSES_OF_STANDARDISED_TARGETS, outputs=1, notes=notes)
+    classes = torch.from_numpy(answers).long()
+    count = int(classes.max()) + 1
+    splits = classified(inputs, classes, rows, options=options, num_classes=count)
+    return ExampleData(splits_by_name=splits, num_classes=count, notes=notes)
+
+
+def _standardised(columns: Tensor, rows: Tensor) -> Tensor:
+    """Shift and scale each column so that over `rows` its mean is 0 and its mean square 1."""
+    part = columns[rows]
+    return (columns - part.mean(0)) / part.std(0, correction=0).clamp_min(1e-6)
+
+
+def _recipe(name: str, summary: str, network: Callable[[int], nn.Module], rate: float, **other: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "read": load_digits,
+        "batch_size": 32,
+        "total_steps": 200,
+        "optimizer": "sgd",
+        "optimizer_options": {"momentum": 0.9, "weight_decay": 5e-4},
+        "inner_valid": 200,
+        "outer_valid": 200,
+        **other,
+    }
+    return Recipe(name=name, summary=summary, network=network, learning_rate=rate, **settings)
+
+
+def _table_recipe(
+    name: str, summary: str, network: Callable[[int], nn.Module], rate: float, table: Table, held_out: int, **other: Any
+) -> Recipe:
+    sizes = {"batch_size": 16, "inner_valid": held_out, "outer_valid": held_out}
+    return _recipe(name, summary, network, rate, read=partial(read_table, table=table), **sizes, **other)
+
+
+_ADAMW: Final = {"optimizer": "adamw", "optimizer_options": {"weight_decay": 0.0}}
+_PERCEPTRON: Final = partial(mlp, inputs=64, hidden=(64, 64))
+
+TASKS: Final = (
+    _recipe(
+        "digits/mlp",
+        "perceptron with two hidden layers of 64 (9.0 k parameters) on scikit-learn's digits",
+        _PERCEPTRON,
+        0.05,
         total_steps=800,
-        optimizer="sgd",
-        optimizer_options=_SGD,
-        inner_valid=200,
-        outer_valid=200,
-        learning_rate=0.05,
     ),
-    Recipe(
-        name="digits/convnet",
-        summary="small convolutional network with batch norm on scikit-learn's digits",
-        network=partial(convnet, channels=1, widths=(16, 32)),
-        read=load_digits,
-        batch_size=32,
+    _recipe(
+        "digits/convnet",
+        "two 3 x 3 convolutions with batch norm (5.2 k) on scikit-learn's digits",
+        partial(convnet, channels=1, widths=(16, 32)),
+        0.1,
         total_steps=800,
-        optimizer="sgd",
-        optimizer_options=_SGD,
-        inner_valid=200,
-        outer_valid=200,
-        learning_rate=0.1,
     ),
-    Recipe(
-        name="digits/mlp-noisy",
-        summary="the perceptron with 40 % of the training labels drawn at random",
-        network=partial(mlp, inputs=64, hidden=(64, 64)),
-        read=load_digits,
-        batch_size=32,
-        total_steps=200,
-        optimizer="sgd",
-        optimizer_options=_SGD,
-        inner_valid=200,
-        outer_valid=200,
-        learning_rate=0.05,
+    _recipe(
+        "digits/mlp-noisy",
+        "the perceptron with 40 % of the training labels drawn at random",
+        _PERCEPTRON,
+        0.05,
         label_noise=LabelNoise("uniform", 0.4),
     ),
-    Recipe(
-        name="digits/resnet",
-        summary="ResNet of 8, 16, 32 channels, one block each, on scikit-learn's digits",
-        network=partial(resnet, widths=(8, 16, 32), blocks=1, projection=False, channels=1),
-        read=load_digits,
-        batch_size=32,
-        total_steps=200,
-        optimizer="sgd",
-        optimizer_options=_SGD,
-        inner_valid=200,
-        outer_valid=200,
-        learning_rate=0.05,
+    _recipe(
+        "digits/resnet",
+        "ResNet of 8, 16, 32 channels, one block each (19 k), on scikit-learn's digits",
+        partial(resnet, widths=(8, 16, 32), blocks=1, projection=False, channels=1),
+        0.05,
     ),
-    Recipe(
-        name="digits/vit",
-        summary="vision transformer, 2 blocks of width 32 on patches of 2 x 2, on scikit-learn's digits",
-        network=partial(VisionTransformer, channels=1, size=8, patch=2, width=32, layers=2, heads=4),
-        read=load_digits,
-        batch_size=32,
-        total_steps=200,
+    _recipe(
+        "digits/vit",
+        "vision transformer, 2 blocks of width 32 on patches of 2 x 2 (26 k), on scikit-learn's digits",
+        partial(VisionTransformer, channels=1, size=8, patch=2, width=32, layers=2, heads=4),
+        5e-3,
         optimizer="adamw",
         optimizer_options={"weight_decay": 0.05},
-        inner_valid=200,
-        outer_valid=200,
-        learning_rate=5e-3,
     ),
-    Recipe(
-        name="digits/autoencoder",
-        summary="autoencoder 64-32-8-32-64 of scikit-learn's digits",
-        network=partial(autoencoder, hidden=(32,), code=8),
+    _recipe(
+        "digits/autoencoder",
+        "autoencoder 64-32-8-32-64 (4.7 k) of scikit-learn's digits",
+        partial(autoencoder, hidden=(32,), code=8),
+        0.01,
         read=load_digits_to_reconstruct,
-        batch_size=32,
-        total_steps=200,
-        optimizer="adamw",
-        optimizer_options={"weight_decay": 0.0},
-        inner_valid=200,
-        outer_valid=200,
-        learning_rate=0.01,
         kind="reconstruction",
+        **_ADAMW,
     ),
-    Recipe(
-        name="diabetes/mlp",
-        summary="regression: perceptron with a hidden layer of 32 on scikit-learn's diabetes",
-        network=partial(mlp, inputs=10, hidden=(32,)),
-        read=partial(read_table, table="diabetes"),
+    _table_recipe(
+        "diabetes/mlp",
+        "perceptron with a hidden layer of 32 (385) on scikit-learn's diabetes",
+        partial(mlp, inputs=10, hidden=(32,)),
+        0.01,
+        "diabetes",
+        60,
         kind="regression",
-        batch_size=16,
-        total_steps=200,
-        optimizer="sgd",
-        optimizer_options=_SGD,
-        inner_valid=60,
-        outer_valid=60,
-        learning_rate=0.01,
     ),
-    Recipe(
-        name="breast-cancer/linear",
-        summary="logistic regression on scikit-learn's breast cancer",
-        network=partial(mlp, inputs=30, hidden=()),
-        read=partial(read_table, table="breast_cancer"),
-        batch_size=16,
-        total_steps=200,
-        optimizer="sgd",
-        optimizer_options=_SGD,
-        inner_valid=80,
-        outer_valid=80,
-        learning_rate=0.05,
+    _table_recipe(
+        "breast-cancer/linear",
+        "logistic regression (62) on scikit-learn's breast cancer",
+        partial(mlp, inputs=30, hidden=()),
+        0.05,
+        "breast_cancer",
+        80,
     ),
-    Recipe(
-        name="wine/mlp",
-        summary="perceptron with a hidden layer of 16 on scikit-learn's wine",
-        network=partial(mlp, inputs=13, hidden=(16,)),
-        read=partial(read_table, table="wine"),
-        batch_size=16,
-        total_steps=200,
-        optimizer="sgd",
-        optimizer_options=_SGD,
-        inner_valid=30,
-        outer_valid=30,
-        learning_rate=0.1,
+    _table_recipe(
+        "wine/mlp",
+        "perceptron with a hidden layer of 16 (275) on scikit-learn's wine",
+        partial(mlp, inputs=13, hidden=(16,)),
+        0.1,
+        "wine",
+        30,
     ),
 )

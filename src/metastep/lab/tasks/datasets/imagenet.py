@@ -13,15 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metastep.lab.tasks.batches import Batch
-from metastep.lab.tasks.data import Data
-from metastep.lab.tasks.epochs import EpochBatches
-from metastep.lab.tasks.loaders.crops import decode_crop
-from metastep.lab.tasks.request import Request
-from metastep.lab.tasks.sources import Layout, find_files
-from metastep.lab.tasks.splits import balanced_order, split_order
+from metastep.lab.tasks.batches import Batch, EpochBatches
+from metastep.lab.tasks.data import TaskData
+from metastep.lab.tasks.loaders.encoded import decode_crop
+from metastep.lab.tasks.loaders.folders import class_names, class_numbers
+from metastep.lab.tasks.networks.resnet import bottleneck_resnet
+from metastep.lab.tasks.sources import FileLayout, find_files
+from metastep.lab.tasks.splits import DataOptions, balanced_order, split_order
+from metastep.lab.tasks.task import Recipe
 
-_LAYOUT: Final = Layout(folders=("imagenet", "ILSVRC/Data/CLS-LOC"), train=("train/*/*.JPEG",), test=("val/*/*.JPEG",))
+_LAYOUT: Final = FileLayout(
+    folders=("imagenet", "ILSVRC/Data/CLS-LOC"), train=("train/*/*.JPEG",), test=("val/*/*.JPEG",)
+)
 _MEAN: Final = (123.675, 116.28, 103.53)  # red, green, blue in 0..255
 _STD: Final = (58.395, 57.12, 57.375)
 
@@ -40,7 +43,7 @@ class PhotoSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotoData(Data):
+class PhotoData(TaskData):
     """Four splits of labelled photographs on disk; a stream decodes the next batch while this one is learned from.
 
     Args:
@@ -63,10 +66,6 @@ class PhotoData(Data):
         """Number of photographs of every split."""
         return {name: len(split.files) for name, split in self.splits_by_name.items()}
 
-    def steps_per_epoch(self, split: str, batch_size: int) -> int:
-        """Give the number of batches of one pass, the last one possibly smaller."""
-        return -(-self.sizes[split] // batch_size)
-
     def stream(
         self, split: str, *, batch_size: int, seed: int, device: torch.device, augment: bool, shuffle: bool
     ) -> "PhotoBatches":
@@ -76,34 +75,27 @@ class PhotoData(Data):
         )
 
 
-def read_imagenet(request: Request, *, size: int = 224) -> PhotoData:
+def read_imagenet(options: DataOptions, *, size: int = 224) -> PhotoData:
     """Find train/WNID/*.JPEG and val/WNID/*.JPEG; classes are numbered in the order of their names.
 
     The published validation images are the test; what is held out comes from the training images.
 
     Args:
-        request: Sizes of the splits, and the label noise.
+        options: Sizes of the splits, and the label noise.
         size: Height and width of what the network sees.
 
     Raises:
         ValueError: If there are test images of a class without training images.
     """
-    found = find_files("ImageNet", (_LAYOUT,), request.data_dir)
-    classes = {name: i for i, name in enumerate(sorted({path.parent.name for path in found.train}))}
-    strange = sorted({path.parent.name for path in found.test} - set(classes))
-    if strange:
-        raise ValueError(f"{found.folder} must have training images of every class, got none of {strange[0]}.")
-    labels, test_labels = (
-        torch.tensor([classes[path.parent.name] for path in files]) for files in (found.train, found.test)
-    )
-    rows = split_order(balanced_order(labels), request)
+    found = find_files("ImageNet", (_LAYOUT,), options.data_dir)
+    names = class_names(found.train)
+    labels, test_labels = (torch.from_numpy(class_numbers(files, names)) for files in (found.train, found.test))
+    rows = split_order(balanced_order(labels), options)
     splits = {name: PhotoSplit([found.train[i] for i in part.tolist()], labels[part]) for name, part in rows.items()}
+    splits["train"] = PhotoSplit(splits["train"].files, options.noisy(splits["train"].labels, len(names)))
     splits["test"] = PhotoSplit(found.test, test_labels)
-    if request.label_noise is not None:
-        clean = splits["train"]
-        splits["train"] = PhotoSplit(clean.files, request.label_noise.apply(clean.labels, len(classes)))
-    notes = f"ImageNet from {found.folder.name}/train, {len(classes)} classes"
-    return PhotoData(splits_by_name=splits, num_classes=len(classes), notes=notes, size=size)
+    notes = f"ImageNet from {found.folder.name}/train, {len(names)} classes"
+    return PhotoData(splits_by_name=splits, num_classes=len(names), notes=notes, size=size)
 
 
 class PhotoBatches(EpochBatches):
@@ -144,7 +136,7 @@ class PhotoBatches(EpochBatches):
 
     def _take(self, part: slice) -> Batch:
         waiting = self._ahead.pop(part.start, None) or self._begin_decoding(part)
-        following = slice(part.stop, min(part.stop + self._batch_size, self._examples))
+        following = slice(part.stop, min(part.stop + self.batch_size, self.examples))
         if following.start < following.stop:
             self._ahead = {following.start: self._begin_decoding(following)}
         images = torch.from_numpy(np.stack([future.result() for future in waiting])).to(self._device)
@@ -156,3 +148,21 @@ class PhotoBatches(EpochBatches):
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+
+
+TASKS: Final = (
+    Recipe(
+        name="imagenet/resnet50",
+        summary="ResNet-50 (26 million parameters) on ImageNet, decoded as it is read",
+        network=bottleneck_resnet,
+        read=read_imagenet,
+        batch_size=256,
+        eval_batch_size=250,
+        total_steps=5000,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9, "weight_decay": 1e-4},
+        learning_rate=0.1,
+        inner_valid=10_000,
+        outer_valid=10_000,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Plain text to tokens: words with an end of sentence per line, or single characters."""
+"""Text files to tokens: words with an end of sentence per line, single characters, labelled sentences."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,14 +11,28 @@ UNKNOWN: Final = "<unk>"
 END: Final = "<eos>"
 
 
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Read a text file; a byte-order mark is no character of it, and all line ends become newlines.
+
+    Raises:
+        ValueError: If it is written in another encoding; the message has the file and the remedy.
+    """
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path} must be {encoding} text, got UTF-16; convert it: iconv -f UTF-16 -t UTF-8.")
+    try:
+        text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} must be {encoding} text, got byte {data[error.start]:#04x} at {error.start}; convert it, "
+            "such as by iconv -f WINDOWS-1252 -t UTF-8."
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_words(path: Path) -> list[str]:
     """Read words separated by spaces, and an <eos> after every line."""
-    return [word for line in path.read_text("utf-8").splitlines() for word in (*line.split(), END)]
-
-
-def read_characters(path: Path) -> list[str]:
-    """Read all characters, line ends included."""
-    return list(path.read_text("utf-8"))
+    return [word for line in read_text(path).splitlines() for word in (*line.split(), END)]
 
 
 def vocabulary(tokens: Iterable[str], *, always: Sequence[str] = ()) -> dict[str, int]:

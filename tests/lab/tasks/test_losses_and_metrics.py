@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from metastep.lab.tasks import LabelNoise, load_task
-from metastep.lab.tasks.kinds import tally
-from metastep.lab.tasks.wordpairs import _pairs
+from metastep.lab.tasks.datasets.language import neighbours
+from metastep.lab.tasks.task import tally
 
 
 def test_a_regression_s_loss_is_the_squared_error_of_standardised_targets():
@@ -96,7 +96,7 @@ def test_noise_of_a_table_spoils_its_training_classes_alone():
 
 def test_word_pairs_are_each_word_with_its_frequent_neighbours():
     tokens = torch.tensor([5, 1, 2, 0, 3, 4, 6])
-    pairs = [tuple(pair) for pair in _pairs(tokens, 2).tolist()]
+    pairs = [tuple(pair) for pair in neighbours(tokens, 2).tolist()]
     assert pairs == [(2, 5), (2, 1), (2, 3), (3, 2), (3, 4), (3, 6)]
 
 
