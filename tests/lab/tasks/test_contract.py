@@ -11,15 +11,54 @@ from metastep.lab.tasks import describe_tasks, task_names
 
 BATCH = 2
 #: Names that stored runs know; a task may join the table, none may leave it.
-STORED = """
-digits/mlp digits/convnet digits/mlp-noisy digits/resnet digits/vit digits/autoencoder diabetes/mlp breast-cancer/linear
-wine/mlp mnist/mlp mnist/lenet5 mnist/resnet18 mnist/resnet34 mnist/autoencoder cifar10/convnet cifar10/mlp cifar10/lenet5
-cifar10/resnet8 cifar10/resnet18 cifar10/resnet34 cifar10/shufflenetv2 cifar10/mobilenetv2 cifar10/nasnet
-cifar100/wrn-28-10 svhn/mlp svhn/lenet5 svhn/resnet18 svhn/resnet34 tinyimagenet/resnet18 imagenet/resnet50 ptb/lstm2
-ptb/lstm3 ptb/lstm-small shakespeare/lstm shakespeare/transformer shakespeare/lstm-small shakespeare/transformer-small
-shakespeare/embedding mr/textcnn mr/lstm mr/transformer own-images/convnet own-images/resnet8 own-images/resnet18
-own-text/lstm own-text/transformer
-""".split()
+STORED = [
+    "digits/mlp",
+    "digits/convnet",
+    "digits/mlp-noisy",
+    "digits/resnet",
+    "digits/vit",
+    "digits/autoencoder",
+    "diabetes/mlp",
+    "breast-cancer/linear",
+    "wine/mlp",
+    "mnist/mlp",
+    "mnist/lenet5",
+    "mnist/resnet18",
+    "mnist/resnet34",
+    "mnist/autoencoder",
+    "cifar10/convnet",
+    "cifar10/mlp",
+    "cifar10/lenet5",
+    "cifar10/resnet8",
+    "cifar10/resnet18",
+    "cifar10/resnet34",
+    "cifar10/shufflenetv2",
+    "cifar10/mobilenetv2",
+    "cifar10/nasnet",
+    "cifar100/wrn-28-10",
+    "svhn/mlp",
+    "svhn/lenet5",
+    "svhn/resnet18",
+    "svhn/resnet34",
+    "tinyimagenet/resnet18",
+    "imagenet/resnet50",
+    "ptb/lstm2",
+    "ptb/lstm3",
+    "ptb/lstm-small",
+    "shakespeare/lstm",
+    "shakespeare/transformer",
+    "shakespeare/lstm-small",
+    "shakespeare/transformer-small",
+    "shakespeare/embedding",
+    "mr/textcnn",
+    "mr/lstm",
+    "mr/transformer",
+    "own-images/convnet",
+    "own-images/resnet8",
+    "own-images/resnet18",
+    "own-text/lstm",
+    "own-text/transformer",
+]
 #: The same data and kind of network are in another task: once is enough.
 LIKE_ANOTHER = {"mnist/resnet34", "cifar10/resnet34", "ptb/lstm3", "own-images/resnet8"}
 

@@ -178,7 +178,7 @@ def test_noise_and_missing_classes_of_imagenet(imagenet):
     write_image(imagenet / "imagenet" / "val" / "n99" / "0.JPEG", noise(30, 30, 3))
     with pytest.raises(
         ValueError,
-        match=r"val/n99 must be of a class that has training images, got none of 'n99'; the classes are n01, n02",
+        match=r"val/n99 must be of a class that has training images, .*; the classes are n01, n02",
     ):
         load(imagenet)
 
