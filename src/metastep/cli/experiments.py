@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metastep.cli import options as o
-from metastep.cli.display import comparison_bar, say, stop_notice
+from metastep.cli.display import comparison_bar, stop_notice
+from metastep.cli.report import show_report
 
 if TYPE_CHECKING:
     from metastep.lab.bench.engines.engine import Engine
@@ -182,8 +183,6 @@ def _engine(options: ExperimentOptions, workers: int, context: typer.Context) ->
 
 
 def _execute(experiment: ExperimentRun, engine: Engine, title: str | None, *, json: bool) -> None:
-    from metastep.cli.experiment import load_experiment
-    from metastep.lab.report import write_experiment_page
     from metastep.lab.runtime.stop_signals import StopSignal
 
     folder, resume = experiment.folder, o.resume_command("compare", experiment.folder)
@@ -191,11 +190,4 @@ def _execute(experiment: ExperimentRun, engine: Engine, title: str | None, *, js
         records = experiment.execute(engine, should_stop=stop, on_progress=watch)
     if records is None:
         raise o.Stopped(resume, stop.exit_code)
-    page = write_experiment_page(load_experiment(folder, title or experiment.plan.title), folder / "report.html")
-    bad = sum(record["status"] != "finished" for record in records)
-    if json:
-        o.print_json({"folder": str(folder), "report": str(page), "runs": len(records), "not_finished": bad})
-        return
-    say(f"{len(records)} runs, of which {bad} diverged or failed")
-    say(f"records: {folder / 'records.jsonl'}")
-    say(f"report: {page}")
+    show_report(folder, title, json=json)

@@ -62,10 +62,10 @@ def inspect(
     else:
         show(_rates_table(found["rates"]))
         _say_settled(found["settled"], num_classes)
-    from metastep.lab.report import rate_plot
+    from metastep.lab.report import write_rate_picture
 
     target = plot or Path(f"{Path(file).stem}-rates.png")
-    say(f"plot: {rate_plot(found['rates'], target, title=Path(file).name)}")
+    say(f"plot: {write_rate_picture(found['rates'], target, title=Path(file).name)}")
 
 
 def _answers(schedule: Schedule, steps: int, num_classes: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from metastep.lab.records import Record
-    from metastep.lab.report import Spread, SummaryRow
+    from metastep.lab.report import Group, Interval
 
 
 def run_summary(record: Record) -> Table:
@@ -44,28 +44,28 @@ def tasks_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def results_table(rows: Sequence[SummaryRow], title: str) -> Table:
+def results_table(groups: Sequence[Group], title: str) -> Table:
     """The outcome of a comparison, best first; ± is half the range over seeds."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("schedule", overflow="fold", min_width=9)
     table.add_column("runs", justify="right", no_wrap=True)
-    metric = rows[0].metric if rows else "accuracy"
-    for heading in ("test loss", metric, "rate: peak → last", "train s"):
+    for heading in ("test loss", groups[0].metric, "rate: peak → last", "train s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        percent = row.metric == "accuracy"
+    for group in groups:
+        lost = sum(run.record.status == "diverged" for run in group.runs)
+        words = [f"{lost} diverged"] * (lost > 0) + [f"{group.lost - lost} failed"] * (group.lost > lost)
         table.add_row(
-            f"[bold]{escape(row.label)}[/bold]" if row.learned else escape(row.label),
-            f"[red]{row.diverged} diverged[/red]" if row.diverged else str(row.finished),
-            _spread(row.test_loss),
-            _spread(row.test_metric, percent=percent),
-            f"{_mean(row.peak_rate, 2)} → {_mean(row.final_rate, 2)}",
-            _mean(row.train_seconds),
+            f"[bold]{escape(group.method)}[/bold]" if group.learned else escape(group.method),
+            f"[red]{', '.join(words)}[/red]" if words else str(len(group.finished)),
+            _spread(group.test_loss),
+            _spread(group.test_metric, percent=group.metric == "accuracy"),
+            f"{_mean(group.peak_rate, 2)} → {_mean(group.final_rate, 2)}",
+            _mean(group.train_seconds),
         )
     return table
 
 
-def _spread(spread: Spread | None, *, percent: bool = False) -> str:
+def _spread(spread: Interval | None, *, percent: bool = False) -> str:
     """Mean and half the range over seeds, to the digit in which seeds differ."""
     if spread is None:
         return "-"
@@ -77,5 +77,5 @@ def _spread(spread: Spread | None, *, percent: bool = False) -> str:
     return f"{mean:.{max(0, digits)}f} ± {half:.{max(0, digits)}f}{unit}"
 
 
-def _mean(spread: Spread | None, digits: int = 3) -> str:
+def _mean(spread: Interval | None, digits: int = 3) -> str:
     return "-" if spread is None else f"{spread.mean:.{digits}g}"

@@ -1,32 +1,23 @@
-"""From records to plots, tables and pages."""
+"""From records to one page, tables and pictures."""
 
-from metastep.lab.report.experiment import Cell, Experiment, Interval, Profile, Published, Scores, Sensitivity
-from metastep.lab.report.experiment_page import write_experiment_page
-from metastep.lab.report.experiment_text import as_csv, as_markdown
-from metastep.lab.report.page import write_page
-from metastep.lab.report.plots import rate_plot, write_plots
-from metastep.lab.report.records import Record, read_records
-from metastep.lab.report.summary import Spread, SummaryRow, summarize
+from metastep.lab.report.page import write_page, write_pictures, write_rate_picture
+from metastep.lab.report.results import Group, PaperFigure, Results, Run, Sensitivity, read_results
+from metastep.lab.report.scores import Interval
+from metastep.lab.report.tables import as_csv, as_markdown
 from metastep.lab.report.verdict import verdict
 
 __all__ = [
-    "Cell",
-    "Experiment",
+    "Group",
     "Interval",
-    "Profile",
-    "Published",
-    "Record",
-    "Scores",
+    "PaperFigure",
+    "Results",
+    "Run",
     "Sensitivity",
-    "Spread",
-    "SummaryRow",
     "as_csv",
     "as_markdown",
-    "rate_plot",
-    "read_records",
-    "summarize",
+    "read_results",
     "verdict",
-    "write_experiment_page",
     "write_page",
-    "write_plots",
+    "write_pictures",
+    "write_rate_picture",
 ]

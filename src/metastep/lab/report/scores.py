@@ -1,11 +1,13 @@
-"""Scores of an experiment: intervals, targets, profiles, ranks, sensitivity, overhead.
+"""Scores of an experiment: intervals over seeds, performance profiles, and ranks with their tests.
 
-Tables are nested mappings, method -> task -> number; smaller is better, and infinity stands for what was never reached
-(a target) or has no end (a diverged run).
+Tables are nested mappings, method -> task -> number; smaller is better, and infinity stands for a run that did not
+finish.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import combinations
@@ -18,12 +20,35 @@ Table = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over seeds and its bootstrap interval."""
+    """A mean over seeds, and the two ends around it: of the seeds themselves, or of a confidence interval."""
 
     mean: float
     low: float
     high: float
     n: int
+
+    @property
+    def half_range(self) -> float:
+        """Half of high - low; 0 for a single seed."""
+        return (self.high - self.low) / 2
+
+    def overlaps(self, other: Interval) -> bool:
+        """Say whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+
+def seed_range(values: Iterable[float | None]) -> Interval | None:
+    """Give the mean of the finite values, with the lowest and the highest; None where there is none.
+
+    Example:
+        >>> spread = seed_range([1.0, 2.0, None, 6.0])
+        >>> spread.mean, spread.half_range, spread.n
+        (3.0, 2.5, 3)
+    """
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    if not numbers:
+        return None
+    return Interval(mean=math.fsum(numbers) / len(numbers), low=min(numbers), high=max(numbers), n=len(numbers))
 
 
 def bootstrap(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
@@ -54,24 +79,6 @@ def bootstrap(values: Sequence[float], *, level: float = 0.95, draws: int = 10_0
     return Interval(mean=float(array.mean()), low=float(low), high=float(high), n=len(values))
 
 
-def reached(curve: Mapping[str, Sequence[float | None]], target: float, clock: str = "step") -> float:
-    """Give the first step, or second of training, at which a curve's loss is at the target or below; else infinity.
-
-    Args:
-        curve: the ``valid`` curve of a record.
-        target: the loss to reach.
-        clock: "step" or "seconds".
-
-    Example:
-        >>> reached({"step": [10, 20], "seconds": [1.0, 2.0], "loss": [0.9, 0.5]}, 0.6, "seconds")
-        2.0
-    """
-    for when, loss in zip(curve[clock], curve["loss"], strict=True):
-        if when is not None and loss is not None and loss <= target:
-            return float(when)
-    return math.inf
-
-
 def performance_profile(costs: Table, ratios: Sequence[float]) -> dict[str, list[float]]:
     """Give, per method, the share of tasks solved within each ratio of the best method's cost.
 
@@ -84,7 +91,7 @@ def performance_profile(costs: Table, ratios: Sequence[float]) -> dict[str, list
     """
     methods, tasks = _axes(costs)
     if any(not costs[m][t] > 0 for m in methods for t in tasks):
-        raise ValueError("costs must be > 0 (infinity: not reached).")
+        raise ValueError("costs must be > 0 (infinity: it did not finish).")
     best = {task: min(costs[method][task] for method in methods) for task in tasks}
 
     def share(method: str, ratio: float) -> float:
@@ -165,25 +172,6 @@ def rank(losses: Table) -> Ranking:
         critical_difference=spread * math.sqrt(k * (k + 1) / (6 * len(tasks))),
         pairwise_p=_holm(raw),
     )
-
-
-def sensitivity(loss: float, off: Sequence[float]) -> float:
-    """Give how much loss is added, at worst, when the initial rate is off by a factor; infinity if a run diverges.
-
-    Args:
-        loss: at the rate found.
-        off: at that rate times and divided by the factor.
-
-    Example:
-        >>> sensitivity(0.5, [0.75, 0.5])
-        0.25
-    """
-    return max(value - loss for value in off) if all(map(math.isfinite, (loss, *off))) else math.inf
-
-
-def overhead(seconds: float, steps: int, plain_seconds: float, plain_steps: int) -> float:
-    """Give the time of a step over that of a step of plain SGD on the same task and machine, less 1."""
-    return (seconds / steps) / (plain_seconds / plain_steps) - 1
 
 
 def _holm(raw: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
