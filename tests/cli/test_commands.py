@@ -9,7 +9,7 @@ import pytest
 
 import metastep as package
 from metastep.lab.bench.schedules import SCHEDULES
-from metastep.lab.report import read_records
+from metastep.lab.records import read_records
 from metastep.schedules import load_schedule
 
 SMALL = ("--steps", "20", "--train-size", "200", "--threads", "1")
@@ -55,7 +55,7 @@ def test_the_command_line_is_read_without_torch() -> None:
         "from metastep.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'numpy', 'safetensors', 'matplotlib', 'plotly', 'sklearn'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'safetensors', 'matplotlib', 'altair', 'vl_convert', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = {**os.environ, "COLUMNS": "80"}
@@ -117,7 +117,7 @@ def test_a_schedule_is_learned_inspected_and_carried(metastep, tmp_path: Path) -
     assert result.code == 0
     assert result.out.endswith("report: cmp/report.html\n")
     assert all(len(line) <= 80 for line in result.out.splitlines() if "±" in line or "─" in line)
-    records = read_records(tmp_path / "cmp" / "records.jsonl")
+    records = [one.as_dict() for _, one in read_records(tmp_path / "cmp" / "records.jsonl")]
     assert [(r["label"], r["seed"]) for r in records] == [
         (label, seed) for label in ("cosine", "learned", "control") for seed in (0, 1)
     ]

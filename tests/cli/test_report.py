@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metastep.cli.published import published_figures
+from metastep.cli.report import paper_figures
 
 LOG = "epoch,train_loss,train_acc,test_loss,test_acc\n199,0.1,99,0.3,92.54\n200,0.1,99,0.3,92.36\n"
 
@@ -20,19 +20,19 @@ def log(tmp_path: Path, monkeypatch) -> Path:
 
 
 def test_the_last_epoch_of_a_log_that_is_found_is_given_with_its_source(log: Path) -> None:
-    (figure,) = published_figures({"cifar10/resnet18", "cifar100/wrn-28-10", "digits/mlp"})
+    (figure,) = paper_figures({"cifar10/resnet18", "cifar100/wrn-28-10", "digits/mlp"})
     assert (figure.task, figure.method, figure.metric, figure.value) == (
         *("cifar10/resnet18", "sgd/mlr-snet"),
         *("accuracy", "92.36 %"),
     )
     assert "arXiv 2007.14546" in figure.citation
     assert "200 epochs" in figure.citation
-    assert published_figures({"digits/mlp"}) == []
+    assert paper_figures({"digits/mlp"}) == []
 
 
 def test_without_logs_there_are_none_and_a_log_that_is_none_is_named(log: Path) -> None:
     log.write_text("nothing\n")
     with pytest.raises(ValueError, match=r"resnet18_cifar10\.csv must be a log"):
-        published_figures({"cifar10/resnet18"})
+        paper_figures({"cifar10/resnet18"})
     log.unlink()
-    assert published_figures({"cifar10/resnet18"}) == []
+    assert paper_figures({"cifar10/resnet18"}) == []

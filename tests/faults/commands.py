@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.lab.bench.running import Child, outcome, timeless
 
-from metastep.lab.report import read_records
+from metastep.lab.records import read_records
 
 STEPS, EVERY = 400, 5
 SMALL = ("--steps", str(STEPS), "--batch-size", "8", "--train-size", "200", "--checkpoint-every", str(EVERY))
@@ -52,4 +52,4 @@ def weights_and_records(command: str, out: Path) -> list[object]:
     if command != "compare":
         return [outcome(out)]
     runs = [outcome(path.parent) for path in sorted(checkpoints(out))]
-    return [*runs, *(timeless(record) for record in read_records(out / "records.jsonl"))]
+    return [*runs, *(timeless(one.as_dict()) for _, one in read_records(out / "records.jsonl"))]

@@ -15,7 +15,7 @@ from metastep.lab.bench.compare import TUNING_SEED, Comparison, ComparisonProgre
 from metastep.lab.bench.config import MetaConfig
 from metastep.lab.bench.entrants import CompareConfig, Entrant
 from metastep.lab.bench.run import Run
-from metastep.lab.report import read_records
+from metastep.lab.records import read_records
 from metastep.lab.tasks.task import Task
 from metastep.schedules import MLRSNet, save_schedule
 
@@ -96,7 +96,7 @@ def test_finished_cells_are_not_run_again(tmp_path: Path, monkeypatch) -> None:
     records = Comparison.resume(tmp_path).execute()
     assert len(made) == 4 - len(finished)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert read_records(tmp_path / "records.jsonl") == records
+    assert [one.as_dict() for _, one in read_records(tmp_path / "records.jsonl")] == records
     Comparison.resume(tmp_path).execute()
     assert len(made) == 4 - len(finished)
 

@@ -9,7 +9,6 @@ import pytest
 from tests.lab.bench.experiments import all_timeless, diverging, executed, failing, places, plan, timeless
 from tests.lab.bench.running import differences
 
-from metastep.cli.experiment import load_experiment
 from metastep.lab.bench.cells import cached_task
 from metastep.lab.bench.compact import POINTS, compact, thinned
 from metastep.lab.bench.engines.local import Local
@@ -19,6 +18,7 @@ from metastep.lab.bench.run import Run
 from metastep.lab.bench.runner import ExperimentRun
 from metastep.lab.bench.tuning import TUNING_SEED
 from metastep.lab.bench.wanted import Place
+from metastep.lab.report import read_results
 from metastep.lab.tasks.task import Task
 
 __all__ = ["failing"]
@@ -61,7 +61,7 @@ def test_there_is_one_record_for_each_place_of_the_plan(tmp_path: Path) -> None:
     assert by_place[Place("digits/mlp", A, 3, 0, 10.0)]["lr"] == 10 * tuned["lr"]
     assert by_place[Place("digits/mlp", A, 1, 0, 1.0)]["found"] == METHODS[A].defaults
     assert tuned["tuned"] == {"lr": METHODS[A].space["lr"].describe()}
-    assert len(load_experiment(tmp_path).cells) == 8
+    assert len(read_results(tmp_path).runs) == 8
     with (tmp_path / "trials.csv").open() as file:
         trials = list(csv.DictReader(file))
     assert [(row["method"], row["trial"]) for row in trials] == [(m, str(n)) for m in (A, B) for n in (1, 2, 3)]
@@ -127,7 +127,7 @@ def test_a_method_that_fails_leaves_records_of_its_error_and_the_others_alone(tm
     assert [r["status"] for r in records] == ["failed"] * 4 + ["finished"] * 4
     assert records[0]["error"] == "RuntimeError: no such luck on two lines"
     assert records[3]["found"] == METHODS[A].defaults  # where all trials fail the winner is the first
-    assert load_experiment(tmp_path).cells[0].error == records[0]["error"]
+    assert read_results(tmp_path).runs[0].record.error == records[0]["error"]
     first = begun(runs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, failing, replace(METHODS[A], name=failing))
@@ -215,7 +215,7 @@ def test_rates_that_are_off_may_have_several_seeds_and_the_page_takes_their_mean
     def mean(factor: float) -> float:
         return sum(r["final"]["loss"] for r in records if r["rate_factor"] == factor and r["seed"] < 2) / 2
 
-    (one,) = load_experiment(tmp_path).scores.sensitivities
+    (one,) = read_results(tmp_path).sensitivities
     assert list(one.factors) == [0.1, 1.0, 10.0]
     assert one.losses == pytest.approx([mean(factor) / mean(1.0) for factor in one.factors])
     assert len({r["final"]["loss"] for r in records if r["rate_factor"] == 0.1}) == 2

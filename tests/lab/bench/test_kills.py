@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.lab.bench.running import Child, differences, outcome, timeless
 
-from metastep.lab.report import read_records
+from metastep.lab.records import read_records
 from metastep.lab.runtime.folder import CheckpointFile
 
 Start = Callable[..., Child]
@@ -119,6 +119,7 @@ def test_an_interrupted_comparison_ends_like_one_that_was_not(start, undisturbed
     assert resumed.process.exitcode == 0, resumed.err
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     records, expected = (
-        [timeless(r) for r in read_records(f / "cmp" / "records.jsonl")] for f in (tmp_path, undisturbed)
+        [timeless(one.as_dict()) for _, one in read_records(f / "cmp" / "records.jsonl")]
+        for f in (tmp_path, undisturbed)
     )
     assert differences(records, expected) == []

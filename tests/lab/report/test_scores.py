@@ -9,12 +9,9 @@ import pytest
 from metastep.lab.report.scores import (
     _holm,
     bootstrap,
-    overhead,
     performance_profile,
     profile_areas,
     rank,
-    reached,
-    sensitivity,
 )
 
 INF = math.inf
@@ -37,12 +34,6 @@ def test_a_larger_sample_has_the_interval_of_its_standard_error() -> None:
 
 def test_a_diverged_seed_leaves_no_finite_mean() -> None:
     assert bootstrap([1.0, INF]).mean == bootstrap([math.nan]).low == INF
-
-
-@pytest.mark.parametrize(("target", "step", "seconds"), [(0.8, 20, 2.5), (0.5, 40, 4.5), (0.4, INF, INF)])
-def test_a_target_is_reached_where_the_loss_first_is_there(target: float, step: float, seconds: float) -> None:
-    curve = {"step": [10, 20, 30, 40], "seconds": [1.0, 2.5, 3.0, 4.5], "loss": [0.9, 0.7, None, 0.5]}
-    assert (reached(curve, target), reached(curve, target, "seconds")) == (step, seconds)
 
 
 def test_profiles_and_their_areas_are_those_worked_out_by_hand() -> None:
@@ -77,12 +68,6 @@ def test_methods_that_always_tie_are_alike() -> None:
 def test_holms_correction_never_falls() -> None:
     raw = {("a", "b"): 0.01, ("a", "c"): 0.04, ("b", "c"): 0.03}
     assert _holm(raw) == pytest.approx({("a", "b"): 0.03, ("b", "c"): 0.06, ("a", "c"): 0.06})
-
-
-def test_sensitivity_is_the_worse_side_and_overhead_a_share() -> None:
-    assert sensitivity(0.5, [0.6, 0.75]) == 0.25
-    assert sensitivity(0.5, [0.6, INF]) == INF
-    assert overhead(3.0, 100, 4.0, 200) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def _about(results: Results) -> list[str]:
         f"{lost:,} diverged or failed" if lost else "every run finished",
     ]
     if results.one_task:
-        said = {
+        said: dict[str, set[Any]] = {
             "{}": {record.optimizer for record in records},
             "batches of {}": {record.batch_size for record in records},
             "{:,} steps": {record.total_steps for record in records},

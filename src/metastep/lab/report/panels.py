@@ -89,7 +89,7 @@ def curves(results: Results, task: str) -> list[Panel]:
 def seeds(results: Results) -> Panel:
     """Show the test loss of every seed, the best method at the top."""
     groups = results.ordered(results.budgets[-1])
-    rows = [
+    rows: list[Row] = [
         {"method": group.method, "x": list(group.test_losses.values()), "seed": list(group.test_losses)}
         for group in groups
     ]
@@ -122,7 +122,7 @@ def ranks(results: Results) -> list[Panel]:
         if not (ranking := results.standings[budget].ranking):
             continue
         half = ranking.critical_difference / 2
-        rows = [
+        rows: list[Row] = [
             {"method": method, "x": [mean], "low": [mean - half], "high": [mean + half]}
             for method, mean in sorted(ranking.mean_rank.items(), key=lambda item: item[1])
         ]
@@ -132,7 +132,9 @@ def ranks(results: Results) -> list[Panel]:
 
 def sensitivity(results: Results) -> list[Panel]:
     """Show the loss over that at the chosen rate, by how far the initial rate is off; none without such runs."""
-    rows = [{"method": one.method, "x": list(one.factors), "y": _numbers(one.losses)} for one in results.sensitivities]
+    rows: list[Row] = [
+        {"method": one.method, "x": list(one.factors), "y": _numbers(one.losses)} for one in results.sensitivities
+    ]
     rows.sort(key=lambda row: results.methods.index(row["method"]))
     title = "Sensitivity to the initial rate"
     return [_panel("sensitivity", title, {"step": rows}, [y for row in rows for y in row["y"]], "log")] if rows else []
@@ -145,7 +147,7 @@ def layers(results: Results) -> list[Panel]:
         run = next((run for run in (*group.finished, *group.runs) if run.record.layers), None)
         if run is None or not (found := run.record.layers):
             continue
-        rows = [
+        rows: list[Row] = [
             {"method": name, "depth": depth, "x": list(found.step), "y": _numbers(rates)}
             for depth, (name, rates) in enumerate(zip(found.names, found.rates, strict=True))
         ]
@@ -156,7 +158,7 @@ def layers(results: Results) -> list[Panel]:
 
 def rates(found: Mapping[str, Sequence[float]], title: str) -> Panel:
     """Show what a schedule answers, query by query, to sequences of losses."""
-    rows = [
+    rows: list[Row] = [
         {"method": name, "x": list(range(1, len(values) + 1)), "y": _numbers(values)} for name, values in found.items()
     ]
     values = [rate for row in rows for rate in row["y"]]
@@ -263,9 +265,8 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 def _log_ends(values: Sequence[float]) -> tuple[float, float]:
     """Give ends for a logarithmic axis, of at most six decades."""
-    positive = [value for value in values if value > 0]
-    highest = math.log(max(positive, default=1.0))
-    low, high = _reach([math.log(value) for value in positive if math.log(value) > highest - math.log(1e6)])
+    low, high = _reach([math.log(value) for value in values if value > 0])
+    low = max(low, high - math.log(1e6))
     room = 0.05 * (high - low) or 0.1
     return (math.exp(low - room), math.exp(min(high + room, 700.0)))
 

@@ -278,7 +278,7 @@ def origins(results: Results) -> Table:
 
 def as_markdown(results: Results) -> str:
     """Write the verdict, a table per budget, and what was lost."""
-    parts = [f"# {_in_one_line(results.title)}", " ".join(verdict(results)), *results.notes]
+    parts = [f"# {_in_one_line(results.title)}", *map(_in_one_line, (" ".join(verdict(results)), *results.notes))]
     for budget in reversed(results.budgets):
         parts += [f"## {trials(budget).capitalize()}", results_table(results, budget).as_markdown()]
     if papers := paper_figures(results):

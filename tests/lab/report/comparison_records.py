@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 STEPS, EVERY, CLASSES, FEATURES = 400, 8, 10, 24
 
@@ -117,12 +115,6 @@ def with_layers(record: dict[str, Any], names: list[str]) -> dict[str, Any]:
     steps = record["train"]["step"]
     rates = [[0.1 * math.exp((at - len(names) / 2) * step / 1500) for step in steps] for at in range(len(names))]
     return record | {"layers": {"step": steps, "names": names, "rates": rates}}
-
-
-def write_lines(records: list[dict[str, Any]], path: Path) -> Path:
-    """Write the records as the bench does, one JSON object a line."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def _forward(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 METRICS = {"classification": "accuracy", "language": "perplexity", "regression": "r2"}
 
@@ -50,6 +54,8 @@ def make_record(
         "budget": budget,
         "optimizer": "sgd",
         "lr": 0.1,
+        "batch_size": 32,
+        "total_steps": 10 * points,
         "status": status,
         "train": {
             "step": steps.tolist(),
@@ -60,6 +66,9 @@ def make_record(
         "valid": {"step": steps.tolist(), "seconds": (steps * 0.001).tolist(), "loss": [*map(float, loss)]},
         "final": {"loss": None, metric: None} if status != "finished" else {"loss": final, metric: quality},
         "train_seconds": float(steps[-1]) * 0.001 * (1 + 0.1 * method),
+        "eval_seconds": 0.1,
+        "settings": {},
+        "created": "2026-11-26T11:47:05+00:00",
         "tuned": {} if method == 0 else {"lr": "1e-4 .. 1, log", "momentum": "0, 0.9"},
         "found": {"lr": float(rng.choice([0.03, 0.1, 0.3])), "momentum": 0.9},
         "error": 'RuntimeError: <no> "luck"' if fails else None,
@@ -81,3 +90,9 @@ def with_sensitivity(records: list[dict[str, Any]], methods: int = 6, tasks: int
         for seed in range(3)
         for factor in (0.1, 10.0)
     ]
+
+
+def write_lines(records: list[dict[str, Any]], path: Path) -> Path:
+    """Write the records as the bench does, one JSON object a line."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
