@@ -55,7 +55,7 @@ def test_the_command_line_is_read_without_torch() -> None:
         "from metastep.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'numpy', 'safetensors', 'matplotlib', 'altair', 'vl_convert', 'sklearn'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'safetensors', 'matplotlib', 'altair', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = {**os.environ, "COLUMNS": "80"}

@@ -175,13 +175,10 @@ def javascript() -> str:
 def _curves(frame: _Frame, form: str = ".4g", axis: str = "~g") -> list[Any]:
     """Draw means with their bands; a run that did not finish is dotted and ends in a cross."""
     x, y, colour = frame.x(), frame.y(form=axis), frame.colour()
+    named = {"x": frame.clock, "y": "mean", "low": "lowest seed", "high": "highest seed"}
     tip = [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("x:Q", title=frame.clock),
-        alt.Tooltip("y:Q", title="mean", format=form),
+        alt.Tooltip(f"{field}:Q", title=title, format="" if field == "x" else form) for field, title in named.items()
     ]
-    tip += [alt.Tooltip(f"{end}:Q", title=f"{end}est seed", format=form) for end in ("low", "high")]
-    tip[-2].title = "lowest seed"
     whole, lost = frame.base(True, "!isValid(datum.seed)"), frame.base(True, "isValid(datum.seed)")
     return [
         *_unlit(frame, x, y),
@@ -191,7 +188,7 @@ def _curves(frame: _Frame, form: str = ".4g", axis: str = "~g") -> list[Any]:
         lost.transform_filter("datum.end")
         .mark_point(shape="cross", angle=45, filled=True, size=60)
         .encode(x, y, colour),
-        frame.base(True).mark_point(opacity=0, size=90).encode(x, y, tooltip=tip),
+        frame.base(True).mark_point(opacity=0, size=90).encode(x, y, tooltip=[alt.Tooltip("method:N"), *tip]),
     ]
 
 
