@@ -56,7 +56,7 @@ def refused(result, *words: str) -> None:
         (("train", "--resume", "nowhere"), ("no run in nowhere", "--resume wants a folder that a run made")),
         (("compare", "--resume", "nowhere"), ("no comparison in nowhere",)),
         (("train", "--resume", "nowhere", "--steps", "5"), ("resume must be given without steps",)),
-        (("report", "nowhere"), ("no records at nowhere/records.jsonl",)),
+        (("report", "nowhere"), ("no records (*.jsonl) in nowhere",)),
         (("inspect", "nowhere.pth"), ("no schedule file 'nowhere.pth'",)),
         (("train", "mnist/mlp", "--data", "nowhere"), ("MNIST must be on this machine as", "METASTEP_DATA")),
         (("meta-train", "cifar10/resnet18", "--data", "nowhere"), ("CIFAR-10", "METASTEP_DATA")),
@@ -157,13 +157,13 @@ def test_a_damaged_configuration_is_refused(metastep, tmp_path: Path, command: s
 
 def test_damaged_records_are_refused(metastep, tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text('{"schema": 1}\n')
-    refused(metastep("report", "records.jsonl"), "records.jsonl, line 1")
+    refused(metastep("report", "records.jsonl"), "records.jsonl:1")
 
 
 def test_the_report_of_an_unfinished_comparison_says_how_to_go_on(metastep, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "compare.json").write_text("{}")
-    refused(metastep("report", "x"), "is not finished; go on with: metastep compare --resume x")
+    refused(metastep("report", "x"), "is not finished; resume it with: metastep compare --resume x")
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(metastep, tmp_path: Path, monkeypatch) -> None:
