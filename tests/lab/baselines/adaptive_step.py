@@ -4,9 +4,10 @@ import torch
 from tests.optim.models import batch
 
 import metastep.lab.baselines as ours
+from metastep.lab.baselines.adaptive_step import AdaptiveStepOptimizer
 
-# name: (class, arguments)
-ADAPTIVE = {
+# name: (class, arguments); those of the registry that are not here are made with their defaults
+CHOSEN = {
     "L4": (ours.L4, {}),
     "L4-adam": (ours.L4, {"direction": "adam"}),
     "SPS": (ours.SPS, {"steps_per_epoch": 5}),
@@ -19,6 +20,15 @@ ADAPTIVE = {
     "MARTHE": (ours.ForwardMode, {"base": "adamw", "mu": "auto", "hyper_lr": 1e-5}),
     "L2L": (ours.L2L, {}),
     "RNNProp": (ours.RNNProp, {"lr": 0.02}),
+}
+WRITTEN_HERE = [baseline.load() for baseline in ours.BASELINES.values() if baseline.package is None]
+ADAPTIVE = {
+    **CHOSEN,
+    **{
+        made.__name__: (made, {})
+        for made in WRITTEN_HERE
+        if issubclass(made, AdaptiveStepOptimizer) and made not in {chosen for chosen, _ in CHOSEN.values()}
+    },
 }
 
 

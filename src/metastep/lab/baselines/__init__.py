@@ -1,10 +1,75 @@
-"""Methods that metastep is compared with, each from its paper's equations or a maintained package."""
+"""Methods that metastep is compared with, each from its paper's equations or a maintained package.
 
-from metastep.lab.baselines.armijo import Armijo
-from metastep.lab.baselines.forward_mode import ForwardMode
-from metastep.lab.baselines.l4 import L4
-from metastep.lab.baselines.learned import L2L, RNNProp
-from metastep.lab.baselines.sasa import SASA
-from metastep.lab.baselines.sps import SPS
+A baseline is one file and one line in :data:`BASELINES`. From that line follow ``from metastep.lab.baselines import
+NAME``, its name on the command line and in the benchmark, its row in the table of methods, and the contract tests. A row
+in ``bench/table/baselines.py`` says what else than its rate is tuned.
+"""
 
-__all__ = ["L2L", "L4", "SASA", "SPS", "Armijo", "ForwardMode", "RNNProp"]
+from dataclasses import dataclass
+from importlib import import_module
+
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Where a baseline is found; nothing is imported before it is asked for.
+
+    Args:
+        place: file and class, below this package.
+        package: that must be installed for it; None: none besides torch.
+    """
+
+    place: str
+    package: str | None = None
+
+    @property
+    def module(self) -> str:
+        """The module that holds the class."""
+        return f"{__name__}.{self.place.rpartition('.')[0]}"
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class."""
+        return self.place.rpartition(".")[2]
+
+    def load(self) -> type[Optimizer]:
+        """Import the class."""
+        loaded: type[Optimizer] = getattr(import_module(self.module), self.class_name)
+        return loaded
+
+
+#: Every baseline by the name that a run gives to its optimizer.
+BASELINES: dict[str, Baseline] = {
+    "l4": Baseline("l4.L4"),
+    "sps": Baseline("sps.SPS"),
+    "armijo": Baseline("armijo.Armijo"),
+    "sasa": Baseline("sasa.SASA"),
+    "forward-mode": Baseline("forward_mode.ForwardMode"),
+    "l2l": Baseline("learned.L2L"),
+    "rnnprop": Baseline("learned.RNNProp"),
+    "muon": Baseline("muon.MuonAdamW"),
+    "schedule-free-sgd": Baseline("packages.schedule_free.ScheduleFreeSGD", "schedulefree"),
+    "schedule-free-adamw": Baseline("packages.schedule_free.ScheduleFreeAdamW", "schedulefree"),
+    "prodigy": Baseline("packages.prodigy.Prodigy", "prodigyopt"),
+    "d-adapt-sgd": Baseline("packages.d_adaptation.DAdaptSGD", "dadaptation"),
+    "d-adapt-adamw": Baseline("packages.d_adaptation.DAdaptAdamW", "dadaptation"),
+    "dog": Baseline("packages.dog.DoG", "dog"),
+    "ldog": Baseline("packages.dog.LDoG", "dog"),
+    "momo": Baseline("packages.momo.Momo", "momo"),
+    "momo-adam": Baseline("packages.momo.MomoAdam", "momo"),
+    "alig": Baseline("packages.pytorch_optimizers.AliG", "pytorch_optimizer"),
+    "adabound": Baseline("packages.pytorch_optimizers.AdaBound", "pytorch_optimizer"),
+    "lookahead-sgd": Baseline("packages.pytorch_optimizers.LookaheadSGD", "pytorch_optimizer"),
+    "lookahead-adam": Baseline("packages.pytorch_optimizers.LookaheadAdam", "pytorch_optimizer"),
+}
+
+__all__ = ["BASELINES", "Baseline", *(baseline.class_name for baseline in BASELINES.values())]
+
+
+def __getattr__(name: str) -> type[Optimizer]:
+    """The class of a baseline."""
+    for baseline in BASELINES.values():
+        if baseline.class_name == name:
+            return baseline.load()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

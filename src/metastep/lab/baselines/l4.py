@@ -21,7 +21,6 @@ from metastep.lab.baselines.adaptive_step import (
 from metastep.optim.options import Group, choice, number
 
 if TYPE_CHECKING:
-
     from torch.optim.optimizer import ParamsT
 
 LOWEST, STEP, FIRST, SECOND = "lowest_loss", "step", "exp_avg", "exp_avg_sq"

@@ -16,7 +16,6 @@ from metastep.lab.baselines.adaptive_step import (
 from metastep.optim.options import Group, choice
 
 if TYPE_CHECKING:
-
     from torch import Tensor
     from torch.optim.optimizer import ParamsT
 

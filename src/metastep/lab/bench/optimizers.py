@@ -1,6 +1,7 @@
 """The optimizers a run can name: where each is, which package it needs, what it must be told about the run."""
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from metastep.lab.baselines import BASELINES
 from metastep.lab.bench.names import unknown_name
 from metastep.optim.base import HyperOptimizer
 
@@ -20,13 +22,11 @@ class NamedOptimizer:
         place: module and class.
         package: that must be installed for it; None: none besides torch.
         extra: of metastep, that brings the package.
-        told: what it must know about the run: "model", "steps_per_epoch".
     """
 
     place: str
     package: str | None = None
     extra: str | None = None
-    told: tuple[str, ...] = ()
 
     def load(self) -> type[Optimizer]:
         """Import the class.
@@ -55,19 +55,11 @@ def _torch(name: str) -> NamedOptimizer:
     return NamedOptimizer(place=f"torch.optim.{name}")
 
 
-def _ours(name: str, *told: str) -> NamedOptimizer:
-    return NamedOptimizer(place=f"metastep.optim.{name}", told=told)
+def _ours(name: str) -> NamedOptimizer:
+    return NamedOptimizer(place=f"metastep.optim.{name}")
 
 
-def _baseline(name: str, *told: str) -> NamedOptimizer:
-    return NamedOptimizer(place=f"metastep.lab.baselines.{name}", told=told)
-
-
-def _package(place: str, package: str) -> NamedOptimizer:
-    return NamedOptimizer(place=f"metastep.lab.baselines.packages.{place}", package=package, extra="bench")
-
-
-#: By name; ``sgd`` takes momentum as an option.
+#: By name; ``sgd`` takes momentum as an option. Those of other papers are lines of ``lab/baselines/__init__.py``.
 OPTIMIZERS: dict[str, NamedOptimizer] = {
     "sgd": _torch("SGD"),
     "adam": _torch("Adam"),
@@ -76,32 +68,19 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "adagrad": _torch("Adagrad"),
     "radam": _torch("RAdam"),
     "nadam": _torch("NAdam"),
-    "muon": NamedOptimizer(place="metastep.lab.baselines.muon.MuonAdamW", told=("model",)),
     "hyper-sgd": _ours("HyperSGD"),
     "hyper-adam": _ours("HyperAdam"),
     "hyper-adamw": _ours("HyperAdamW"),
     "hyper-rmsprop": _ours("HyperRMSprop"),
     "hyper-adagrad": _ours("HyperAdagrad"),
-    "l4": _baseline("L4"),
-    "sps": _baseline("SPS", "steps_per_epoch"),
-    "armijo": _baseline("Armijo", "steps_per_epoch", "model"),
-    "sasa": _baseline("SASA"),
-    "forward-mode": _baseline("ForwardMode", "model"),
-    "l2l": _baseline("L2L"),
-    "rnnprop": _baseline("RNNProp"),
-    "schedule-free-sgd": _package("schedule_free.ScheduleFreeSGD", "schedulefree"),
-    "schedule-free-adamw": _package("schedule_free.ScheduleFreeAdamW", "schedulefree"),
-    "prodigy": _package("prodigy.Prodigy", "prodigyopt"),
-    "d-adapt-sgd": _package("d_adaptation.DAdaptSGD", "dadaptation"),
-    "d-adapt-adamw": _package("d_adaptation.DAdaptAdamW", "dadaptation"),
-    "dog": _package("dog.DoG", "dog"),
-    "ldog": _package("dog.LDoG", "dog"),
-    "momo": _package("momo.Momo", "momo"),
-    "momo-adam": _package("momo.MomoAdam", "momo"),
-    "alig": _package("pytorch_optimizers.AliG", "pytorch_optimizer"),
-    "adabound": _package("pytorch_optimizers.AdaBound", "pytorch_optimizer"),
-    "lookahead-sgd": _package("pytorch_optimizers.LookaheadSGD", "pytorch_optimizer"),
-    "lookahead-adam": _package("pytorch_optimizers.LookaheadAdam", "pytorch_optimizer"),
+    **{
+        name: NamedOptimizer(
+            place=f"{baseline.module}.{baseline.class_name}",
+            package=baseline.package,
+            extra="bench" if baseline.package else None,
+        )
+        for name, baseline in BASELINES.items()
+    },
 }
 
 
@@ -126,7 +105,8 @@ def make_optimizer(
     made: type[Any] = OPTIMIZERS[name].load()
     parameters: list[Any] = list(model.named_parameters() if issubclass(made, HyperOptimizer) else model.parameters())
     known = {"model": model, "steps_per_epoch": steps_per_epoch}
-    told = {key: known[key] for key in OPTIMIZERS[name].told if known[key] is not None}
+    asked = inspect.signature(made).parameters
+    told = {key: value for key, value in known.items() if key in asked and value is not None}
     try:
         optimizer: Optimizer = made(parameters, lr=lr, **{**told, **options})
     except TypeError as error:
