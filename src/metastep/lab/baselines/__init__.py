@@ -1,8 +1,8 @@
 """Methods that metastep is compared with, each from its paper's equations or a maintained package.
 
-A baseline is one file and one line in :data:`BASELINES`. From that line follow ``from metastep.lab.baselines import
-NAME``, its name on the command line and in the benchmark, its row in the table of methods, and the contract tests. A row
-in ``bench/table/baselines.py`` says what else than its rate is tuned.
+A baseline is one file and one line in :data:`BASELINES`. From that line follow the import from
+``metastep.lab.baselines``, its name on the command line and in the benchmark, its row in the table of methods, and the
+contract tests. A row in ``bench/table`` says what else than its rate is tuned.
 """
 
 from dataclasses import dataclass
