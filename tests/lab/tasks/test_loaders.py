@@ -233,6 +233,54 @@ def test_a_folder_of_images_per_class_is_read(tmp_path, pixels):
     assert grey.shape == (5, 32, 32, 1)
 
 
+def test_hidden_files_are_ignored_and_what_is_left_out_is_counted_and_said_once(tmp_path, pixels):
+    for name in ("cat/0.png", "dog/1.png", ".ipynb_checkpoints/0-checkpoint.png", "cat/._0.png", "cat/.DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image" if "._" in name else png(pixels[0]))
+    assert read_image_folder(tmp_path)[1] == ["cat", "dog"]
+    for name in ("dog/2.gif", "dog/3.tif", "dog/4.TIF", "dog/deeper/5.png", "dog/readme", "6.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(pixels[0]))
+    said = r"6 files are left out \(1 x \.gif, 2 x \.png, 2 x \.tif, 1 x no suffix\), such as 6\.png; read are CLASS/\*"
+    with pytest.warns(UserWarning, match=said) as warned:
+        (_, labels), classes = read_image_folder(tmp_path)
+    assert len(warned) == 1
+    assert labels.tolist() == [0, 1]
+    assert classes == ["cat", "dog"]
+
+
+def test_a_test_folder_is_numbered_by_the_classes_of_the_training_images(tmp_path, pixels):
+    for name in ("train/cat", "train/dog", "test/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.png").write_bytes(png(pixels[0]))
+    _, names = read_image_folder(tmp_path / "train")
+    (_, labels), _ = read_image_folder(tmp_path / "test", names=names)
+    assert labels.tolist() == [1]
+    (tmp_path / "test" / "bird").mkdir()
+    (tmp_path / "test" / "bird" / "0.png").write_bytes(png(pixels[0]))
+    with pytest.raises(ValueError, match=r"test/bird must be of a class that has training images, got none of 'bird'"):
+        read_image_folder(tmp_path / "test", names=names)
+
+
+@pytest.mark.parametrize("label", [-1, 10, 2**40])
+def test_labels_that_are_no_class_are_refused_with_the_name_of_the_file(tmp_path, pixels, label):
+    expected = rf"must hold labels in 0\.\.9, got {label}"
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": [png(pixels[0])] * 2, "label": [3, label]}), path)
+    with pytest.raises(ValueError, match=rf"train\.parquet {expected}"):
+        read_parquet([path], channels=3, num_classes=10)
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [3, label]}, protocol=2))
+    with pytest.raises(ValueError, match=rf"data_batch_1 {expected}"):
+        read_cifar([path], num_classes=10)
+    if 0 <= label < 256:
+        images, labels = tmp_path / "images", tmp_path / "labels"
+        images.write_bytes(idx(np.zeros((2, 3, 3), np.uint8)))
+        labels.write_bytes(idx(np.array([3, label], np.uint8)))
+        with pytest.raises(ValueError, match=rf"labels {expected}"):
+            read_idx_pair([images, labels], num_classes=10)
+
+
 def test_an_empty_folder_and_images_of_several_sizes_are_refused(tmp_path, pixels):
     with pytest.raises(ValueError, match=r"^folder must hold CLASS/\*"):
         read_image_folder(tmp_path)
@@ -262,3 +310,21 @@ def test_characters_are_numbered_in_order(tmp_path):
     assert encode(characters, numbers).tolist() == [2, 1, 0, 3]
     with pytest.raises(ValueError, match=r"^tokens must be in the vocabulary, got 'x'"):
         encode(["a", "x"], numbers)
+
+
+def test_a_byte_order_mark_is_no_character_and_line_ends_are_newlines(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
+    assert read_text(tmp_path / "text.txt") == "a\nb\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("caf\xe9".encode("latin-1"), r"got byte 0xe9 at 3; convert it, such as by iconv -f WINDOWS-1252"),
+        ("text".encode("utf-16"), r"got UTF-16; convert it: iconv -f UTF-16 -t UTF-8"),
+    ],
+)
+def test_another_encoding_is_refused_with_the_file_and_the_remedy(tmp_path, content, message):
+    (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"text\.txt must be utf-8 text, {message}"):
+        read_text(tmp_path / "text.txt")
