@@ -1,13 +1,14 @@
 """A quick look at a signal schedule on real tasks: against cosine over a grid of rates, and from rates far off.
 
     python benchmarks/reactive_check.py SCHEDULE... [--tasks digits/resnet ...] [--json results/reactive/check.json]
-    python benchmarks/reactive_check.py FILE FILE@climb=4 FILE@control --base sgd-momentum
+    python benchmarks/reactive_check.py FILE FILE@max_increase=4 FILE@control --base sgd-momentum
 
 Cosine (5 % warm-up) is tried at six rates, half a decade apart, around the own of the task; that with the least loss on
 inner_valid is "tuned". Each schedule runs once from 0.01, 1 and 10 times the task's own rate. All losses shown are on
 outer_valid, at the end; the test split is not read at all. Schedules are files or names; one whose base is not that of
 the task is left out there. With --base every task is trained by that base of the benchmark, from its usual rate, and
-not by its own. `@climb=4` is a schedule whose rate rises by at most 4/T a step, `@control` one whose weights are 0.
+not by its own. `@max_increase=4` is a schedule whose rate rises by at most 4/T a step, `@control` one whose
+weights are 0.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def schedule_named(label: str) -> ms.Schedule:
         schedule.load_flat(torch.zeros_like(schedule.flat_weights()))
     elif change:
         field, _, value = change.partition("=")
-        schedule.reach = schedule.reach._replace(**{field: float(value)})
+        schedule.bounds = schedule.bounds._replace(**{field: float(value)})
     return schedule
 
 

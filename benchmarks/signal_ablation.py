@@ -101,7 +101,7 @@ def relearned(folder: str) -> dict[str, ms.SignalSchedule]:
         made = ms.SignalSchedule(
             signals,
             policy.hidden,
-            reach=policy.reach,
+            bounds=policy.bounds,
             trained_for={"sgd": "sgd-momentum"}.get(config.base, config.base),
         )
         made.load_flat(fit_policy(seen, policy, config.seed, config.fit_steps))

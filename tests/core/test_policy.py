@@ -10,10 +10,10 @@ from torch import Tensor
 
 from metastep.core.policy import (
     NOMINAL_STEPS,
-    Reach,
+    ActionBounds,
+    apply_action,
+    calibrate,
     init_hidden,
-    land,
-    move,
     signal_policy,
     unpack_weights,
     weight_count,
@@ -51,10 +51,10 @@ def test_each_member_of_a_population_has_its_own_weights(recurrent: bool) -> Non
     hidden = init_hidden((4,), H, recurrent, x)
     expected = [hidden[k] for k in range(4)]
     for _ in range(3):
-        drive, hidden = signal_policy(unpack_weights(flat, F, H, recurrent), x, hidden)
+        action, hidden = signal_policy(unpack_weights(flat, F, H, recurrent), x, hidden)
         for k in range(4):
             alone, expected[k] = by_hand(flat[k], x[k], expected[k], recurrent)
-            assert drive[k].item() == pytest.approx(alone, abs=1e-14)
+            assert action[k].item() == pytest.approx(alone, abs=1e-14)
     torch.testing.assert_close(hidden, torch.stack(expected), rtol=0, atol=1e-14)
 
 
@@ -71,42 +71,42 @@ numbers = st.floats(-1, 1)
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
-    drives=st.lists(numbers, min_size=1, max_size=40),
+    actions=st.lists(numbers, min_size=1, max_size=40),
     total=st.integers(1, 10**5),
     known=st.booleans(),
     anneals=st.booleans(),
-    cut=st.booleans(),
+    backoff=st.booleans(),
 )
-def test_the_multiplier_moves_by_bounded_steps_and_keeps_its_bounds(drives, total, known, anneals, cut) -> None:
-    reach = Reach(anneals=anneals)
-    m = torch.tensor(reach.start).double()
+def test_the_multiplier_moves_by_bounded_steps_and_keeps_its_bounds(actions, total, known, anneals, backoff) -> None:
+    bounds = ActionBounds(anneals=anneals)
+    m = torch.tensor(bounds.start).double()
     pace = 1 / (total if known else NOMINAL_STEPS)
-    for step, drive in enumerate(drives):
-        moved = move(m, torch.tensor(drive).double(), float(cut), total, known, reach, step=step)
-        assert reach.lower <= moved <= reach.upper
+    for step, action in enumerate(actions):
+        moved = apply_action(m, torch.tensor(action).double(), float(backoff), total, known, bounds, step=step)
+        assert bounds.lower <= moved <= bounds.upper
         change = float(moved - m)
-        assert change <= min(1.0, reach.climb * pace) + 1e-12
-        if not anneals and not cut:
-            assert change >= -min(math.log(10), reach.fall * pace) - 1e-12
-        if cut and not anneals:
-            assert change == pytest.approx(max(-math.log(10), reach.lower - float(m)))
+        assert change <= min(1.0, bounds.max_increase * pace) + 1e-12
+        if not anneals and not backoff:
+            assert change >= -min(math.log(10), bounds.max_decrease * pace) - 1e-12
+        if backoff and not anneals:
+            assert change == pytest.approx(max(-math.log(10), bounds.lower - float(m)))
         m = moved
 
 
 def test_annealing_alone_falls_in_proportion_to_what_is_left() -> None:
     m = torch.tensor(0.0).double()
     for step in range(20):
-        m = move(m, torch.zeros(()).double(), 0.0, 20, True, Reach(start=0.0, anneals=True), step=step)
+        m = apply_action(m, torch.zeros(()).double(), 0.0, 20, True, ActionBounds(start=0.0, anneals=True), step=step)
         assert m.exp().item() == pytest.approx(1 - step / 20)
 
 
-def test_landing_goes_to_its_update_once_and_looks_for_a_rate_that_moves() -> None:
-    reach, zero = Reach(landing=0.7), torch.zeros(()).double()
-    landed = land(torch.tensor(-9.0).double(), torch.tensor(1e-6).double(), zero + 1, 100, True, reach)
+def test_the_calibration_goes_to_its_update_once_and_looks_for_a_rate_that_moves() -> None:
+    bounds, zero = ActionBounds(initial_update=0.7), torch.zeros(()).double()
+    landed = calibrate(torch.tensor(-9.0).double(), torch.tensor(1e-6).double(), zero + 1, 100, True, bounds)
     assert landed.exp().item() == pytest.approx(math.exp(-9) * (0.7 / 10) / 1e-6)
-    moving = land(landed, torch.tensor(0.07).double(), zero, 100, True, reach, tried=zero + 5)
+    moving = calibrate(landed, torch.tensor(0.07).double(), zero, 100, True, bounds, tried=zero + 5)
     assert moving == landed
-    still = land(zero - 9, zero, zero, 100, True, reach, tried=zero + 2)
+    still = calibrate(zero - 9, zero, zero, 100, True, bounds, tried=zero + 2)
     assert still == -8
-    assert land(zero - 9, zero, zero, 100, True, reach, tried=zero + 1) == -9  # the first step has not come
-    assert land(zero - 9, zero + 1, zero + 1, 100, True, Reach()) == -9  # no landing asked for
+    assert calibrate(zero - 9, zero, zero, 100, True, bounds, tried=zero + 1) == -9  # the first step has not come
+    assert calibrate(zero - 9, zero + 1, zero + 1, 100, True, ActionBounds()) == -9  # no calibration asked for

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from tests.oracles.signals_twin import Twin
 from torch import Tensor
 
-from metastep.core.signal_state import SignalState, init_signals
-from metastep.core.signals import LOSS_SIGNALS, SIGNALS, check_signals, feature_names, features, layer_features, observe
+from metastep.core.signals import (
+    LOSS_SIGNALS,
+    SIGNALS,
+    SignalState,
+    check_signals,
+    feature_names,
+    features,
+    init_signals,
+    layer_features,
+    observe,
+)
 
 NAMES = feature_names(SIGNALS)
 TOTAL = 40
@@ -58,8 +67,9 @@ def test_signals_equal_a_slow_twin_through_spikes_and_gaps(level: float, horizon
         found = features(state, torch.tensor(-2.0).double(), step, TOTAL, SIGNALS, horizon, loss_known)
         expected = twin.features(-2.0, step, TOTAL, horizon, loss_known)
         assert dict(zip(NAMES, found.tolist(), strict=True)) == pytest.approx(expected, abs=1e-12), step
-        assert (bool(state.braked), bool(state.cut), int(state.brakes)) == (twin.braked, twin.cut, twin.brakes), step
-    assert twin.brakes >= 4  # each kind: gradient and loss, broken and far off
+        assert (bool(state.skipped), bool(state.backoff)) == (twin.skipped, twin.backoff), step
+        assert int(state.skips) == twin.skips, step
+    assert twin.skips >= 4  # each kind: gradient and loss, broken and far off
 
 
 scales = st.floats(min_value=-30, max_value=30)
@@ -154,23 +164,24 @@ def test_alignment_is_positive_along_a_valley_and_negative_across_it() -> None:
 def test_a_step_that_the_brake_skips_leaves_the_averages_alone() -> None:
     before = observed(run(20))
     after = observe(before, torch.tensor(1e9).double(), *run(21)[20, 1:].unbind())
-    assert after.braked == after.cut == after.brakes == 1
-    kept = [name for name in SignalState._fields if name not in ("steps", "braked", "cut", "rest", "brakes", "update")]
+    assert after.skipped == after.backoff == after.skips == 1
+    changed = ("steps", "skipped", "backoff", "cooldown", "skips", "update")
+    kept = [name for name in SignalState._fields if name not in changed]
     assert all(torch.equal(getattr(before, name), getattr(after, name)) for name in kept)
 
 
-def test_a_new_level_of_the_loss_brakes_once_and_is_then_taken_as_it_is() -> None:
+def test_a_new_level_of_the_loss_is_skipped_once_and_is_then_taken_as_it_is() -> None:
     raw = run(200)
     raw[100:, 0] = 30.0  # other data, say
-    assert observed(raw).brakes == 1
+    assert observed(raw).skips == 1
 
 
-def test_noise_of_a_batch_brakes_nothing() -> None:
+def test_noise_of_a_batch_skips_nothing() -> None:
     torch.manual_seed(0)
     raw = run(2000)
     raw[:, 0] *= 1 + 0.3 * torch.randn(2000).double().clamp(-3, 3)
     raw[:, 2] *= torch.exp(0.5 * torch.randn(2000).double().clamp(-3, 3))
-    assert observed(raw).brakes == 0
+    assert observed(raw).skips == 0
 
 
 def test_a_state_survives_packing() -> None:

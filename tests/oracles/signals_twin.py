@@ -27,10 +27,10 @@ class Twin:
     update: float | None = None
     drop: float | None = None
     probing: bool = False
-    rest: int = 0
-    braked: bool = False
-    cut: bool = False
-    brakes: int = 0
+    cooldown: int = 0
+    skipped: bool = False
+    backoff: bool = False
+    skips: int = 0
     history: list[bool] = field(default_factory=list)
 
     def observe(self, loss: float | None, dot: float, grad_sq: float, update_sq: float, param_sq: float) -> None:
@@ -48,11 +48,11 @@ class Twin:
         high = known and self.losses >= 10 and r > max(2 * self.slow + 8 * self.loss_spread, 0.5)
         if has_gradient and self.gradients >= 10:
             high = high or g > max(4 * self.gradient_slow + 8 * self.gradient_spread, self.peak)
-        self.braked = broken or (high and self.rest == 0)
-        self.cut = (broken or high) and self.rest == 0
-        self.rest = 10 if self.braked else max(self.rest - 1, 0)
-        self.brakes += self.braked
-        if self.braked:
+        self.skipped = broken or (high and self.cooldown == 0)
+        self.backoff = (broken or high) and self.cooldown == 0
+        self.cooldown = 10 if self.skipped else max(self.cooldown - 1, 0)
+        self.skips += self.skipped
+        if self.skipped:
             known = has_gradient = False
 
         u = math.sqrt(update_sq)

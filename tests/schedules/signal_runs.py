@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import metastep as ms
-from metastep.core.policy import Reach
+from metastep.core.policy import ActionBounds
 
 OPTIMIZERS: dict[str, Callable[[Iterable], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),
@@ -19,7 +19,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable], Optimizer]] = {
 def schedule(**options) -> ms.SignalSchedule:
     """Lands at an update and anneals; its weights hold, but for a little that is random."""
     torch.manual_seed(5)
-    return ms.SignalSchedule(**{"reach": Reach(landing=0.7, anneals=True), "hidden": 4, **options})
+    return ms.SignalSchedule(**{"bounds": ActionBounds(initial_update=0.7, anneals=True), "hidden": 4, **options})
 
 
 class Sines:

@@ -8,7 +8,7 @@ from tests.oracles.signals_twin import Twin
 from torch import Tensor
 
 import metastep as ms
-from metastep.core.policy import Reach
+from metastep.core.policy import ActionBounds
 from metastep.schedules.base import Observation
 
 
@@ -130,7 +130,7 @@ def test_the_gradient_of_the_rate_is_the_finite_difference() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"recurrent": True, "scope": "layer", "hidden": 64}])
 def test_a_file_brings_it_back_and_is_small(options, tmp_path) -> None:
-    made = schedule(trained_for="adamw", reach=Reach(landing=0.7, anneals=True), **options).float()
+    made = schedule(trained_for="adamw", bounds=ActionBounds(initial_update=0.7, anneals=True), **options).float()
     ms.save_schedule(made, tmp_path / "s.safetensors")
     back = ms.load_schedule(tmp_path / "s.safetensors")
     assert (tmp_path / "s.safetensors").stat().st_size < 500_000
@@ -155,8 +155,8 @@ def test_flat_weights_are_taken_whole_or_not_at_all() -> None:
         ({"scope": "unit"}, "scope must be 'network' or 'layer', got 'unit'"),
         ({"scope": "layer", "signals": ("loss",)}, "signals must be one of alignment, .* at least"),
         ({"total_steps": 0}, "total_steps must be a whole number >= 1"),
-        ({"reach": Reach(start=-20.0)}, r"reach.start must be in \[-14, 9.2\], got -20"),
-        ({"reach": Reach(climb=-1.0)}, "reach.climb must be in"),
+        ({"bounds": ActionBounds(start=-20.0)}, r"bounds.start must be in \[-14, 9.2\], got -20"),
+        ({"bounds": ActionBounds(max_increase=-1.0)}, "bounds.max_increase must be in"),
         ({"trained_for": 3}, "trained_for must be the name of a base or None"),
     ],
 )

@@ -1,8 +1,8 @@
-r"""The network of a signal schedule, as pure functions: features -> drive -> log-multiplier of the rate.
+r"""The network of a signal schedule, as pure functions: features -> action -> log-multiplier of the rate.
 
 .. math::
     h &= \tanh(x W_1 + b_1), \qquad d = \tanh(h w_2 + b_2) \\
-    m' &= \mathrm{clip}\bigl(m + d\, \min(1, c / T)\ \text{or, for}\ d < 0,\ d\, \min(\ln 10, f / T)\bigr)
+    m' &= \mathrm{clip}\bigl(m + d\, \min(1, a / T)\ \text{or, for}\ d < 0,\ d\, \min(\ln 10, b / T)\bigr)
 
 or, recurrent, with :math:`(z, n) = x W_1 + h U + b_1`, :math:`h' = (1 - \sigma(z))\, h + \sigma(z) \tanh(n)`.
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from metastep.core.brake import CUT
+from metastep.core.signals import BACKOFF
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
 #: T where no horizon is known.
 NOMINAL_STEPS = 1000.0
 #: The log-multiplier never moves further in one step than this, up and down.
-_HIGHEST_CLIMB, _DEEPEST_FALL = 1.0, math.log(10)
+_LARGEST_INCREASE, _LARGEST_DECREASE = 1.0, math.log(10)
 
 
-class Reach(NamedTuple):
-    """Where the log-multiplier m starts, and how far it can get.
+class ActionBounds(NamedTuple):
+    """Where the log-multiplier m starts, and how far an action takes it.
 
     Attributes:
         start: m before the first step.
-        climb: m rises by at most min(1, climb / T) a step.
-        fall: m falls by at most min(ln 10, fall / T) a step, brakes aside.
+        max_increase: m rises by at most min(1, max_increase / T) a step.
+        max_decrease: m falls by at most min(ln 10, max_decrease / T) a step, but for the spike guard.
         lower: the least m.
         upper: the greatest m.
-        landing: when the first displacement is known, m jumps, once, to where |u| / |theta| = landing / sqrt(T): from
-            there on the rates do not depend on the initial one. 0 does not jump.
-        anneals: whether, beside the drive, the rate falls with what is left of a known horizon, as 1 - t / T.
+        initial_update: calibrates the initial step. When the first displacement is known, m jumps, once, to where the
+            update-to-weight ratio |u| / |theta| = initial_update / sqrt(T): from there on the rates do not depend on
+            the initial one. 0 does not jump.
+        anneals: whether, beside the action, the rate falls with what is left of a known horizon, as 1 - t / T.
     """
 
     start: float = math.log(0.01)
-    climb: float = 100.0
-    fall: float = 400.0
+    max_increase: float = 100.0
+    max_decrease: float = 400.0
     lower: float = -14.0
     upper: float = 9.2
-    landing: float = 0.0
+    initial_update: float = 0.0
     anneals: bool = False
 
 
@@ -85,7 +86,7 @@ def init_hidden(shape: tuple[int, ...], hidden: int, recurrent: bool, like: Tens
 
 
 def signal_policy(weights: Mapping[str, Tensor], features: Tensor, hidden_state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the drive, (...), in (-1, 1), and the next hidden state.
+    """Return the action, (...), in (-1, 1), and the next hidden state.
 
     Args:
         weights: those of :func:`unpack_weights`; leading dimensions broadcast against those of the features, so that
@@ -100,8 +101,8 @@ def signal_policy(weights: Mapping[str, Tensor], features: Tensor, hidden_state:
         hidden = hidden_state
     else:
         hidden = torch.tanh(z)
-    drive = _product(hidden, weights["output"]) + weights["output_bias"]
-    return torch.tanh(drive).squeeze(-1), hidden_state
+    action = _product(hidden, weights["output"]) + weights["output_bias"]
+    return torch.tanh(action).squeeze(-1), hidden_state
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
@@ -111,69 +112,73 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.matmul(x.unsqueeze(-2), weight).squeeze(-2)
 
 
-def move(
+def apply_action(
     log_multiplier: Tensor,
-    drive: Tensor,
-    cut: Tensor | float,
+    action: Tensor,
+    backoff: Tensor | float,
     total_steps: float | Tensor,
     horizon_known: bool | Tensor,
-    reach: Reach,
+    bounds: ActionBounds,
     step: int | Tensor = 0,
 ) -> Tensor:
     """Return the log-multiplier of this step, (...), in [lower, upper].
 
     Args:
         log_multiplier: that of the step before.
-        drive: from :func:`signal_policy`.
-        cut: ``SignalState.cut``: 1 where the brake cuts the multiplier to a tenth (the drive then counts for nothing).
+        action: from :func:`signal_policy`.
+        backoff: ``SignalState.backoff``: 1 where the spike guard sets the multiplier to a tenth (the action then counts
+            for nothing).
         total_steps: T >= 1.
         horizon_known: whether T is known; where not, 1,000 stands for it.
-        reach: the bounds.
-        step: t, for a reach that anneals.
+        bounds: of the action.
+        step: t, for bounds that anneal.
     """
-    known = torch.zeros_like(drive) + horizon_known
-    pace = _pace(drive, total_steps, horizon_known)
-    up, down = (reach.climb * pace).clamp(max=_HIGHEST_CLIMB), (reach.fall * pace).clamp(max=_DEEPEST_FALL)
-    change = drive.clamp(min=0) * up + drive.clamp(max=0) * down
-    braked = torch.zeros_like(drive) + cut
-    change = torch.where(braked > 0, CUT, change)
-    if reach.anneals:
-        done = (torch.zeros_like(drive) + step) * pace
+    known = torch.zeros_like(action) + horizon_known
+    pace = _pace(action, total_steps, horizon_known)
+    up, down = (
+        (bounds.max_increase * pace).clamp(max=_LARGEST_INCREASE),
+        (bounds.max_decrease * pace).clamp(max=_LARGEST_DECREASE),
+    )
+    change = action.clamp(min=0) * up + action.clamp(max=0) * down
+    guarded = torch.zeros_like(action) + backoff
+    change = torch.where(guarded > 0, BACKOFF, change)
+    if bounds.anneals:
+        done = (torch.zeros_like(action) + step) * pace
         left, before = (1 - done).clamp(min=pace), (1 - done + pace).clamp(pace, torch.ones_like(pace))
         change = change + (left / before).log() * known
     moved = log_multiplier + change
-    return moved.clamp(reach.lower, reach.upper)
+    return moved.clamp(bounds.lower, bounds.upper)
 
 
-def land(
+def calibrate(
     log_multiplier: Tensor,
     update: Tensor,
-    landing: Tensor,
+    first_update: Tensor,
     total_steps: float | Tensor,
     horizon_known: bool | Tensor,
-    reach: Reach,
+    bounds: ActionBounds,
     tried: Tensor | float = 0.0,
 ) -> Tensor:
-    """Return the log-multiplier from which to move: where the first displacement is known, that of the landing.
+    """Return the log-multiplier before the action: the calibrated one, once it can be.
 
-    Where steps were taken and nothing moved, because the initial rate is below what the parameters' dtype can tell from
-    0, the multiplier grows e-fold.
+    It can be where the first displacement is known. Where steps were taken and nothing moved, because the initial rate
+    is below what the parameters' dtype can tell from 0, the multiplier grows e-fold.
 
     Args:
         log_multiplier: m of the step before, (...).
         update: ``SignalState.update``.
-        landing: ``SignalState.landing``, 1 where that displacement is the first.
+        first_update: ``SignalState.first_update``, 1 where that displacement is the first.
         total_steps: T >= 1.
         horizon_known: whether T is known; where not, 1,000 stands for it.
-        reach: the bounds.
+        bounds: of the action.
         tried: ``SignalState.gradients``; 0 does not look for a rate that moves something.
     """
-    if not reach.landing:
+    if not bounds.initial_update:
         return log_multiplier
-    target = math.log(reach.landing) + 0.5 * _pace(update, total_steps, horizon_known).log()
+    target = math.log(bounds.initial_update) + 0.5 * _pace(update, total_steps, horizon_known).log()
     jump = target - update.clamp(min=1e-30).log()
     unmoved = (torch.zeros_like(update) + tried > 1) & (update == 0)
-    return (log_multiplier + torch.where(landing > 0, jump, unmoved.to(jump))).clamp(reach.lower, reach.upper)
+    return (log_multiplier + torch.where(first_update > 0, jump, unmoved.to(jump))).clamp(bounds.lower, bounds.upper)
 
 
 def _pace(like: Tensor, total_steps: float | Tensor, horizon_known: bool | Tensor) -> Tensor:

@@ -2,47 +2,41 @@ r"""What a schedule may observe at a step: dimensionless numbers, from five raw 
 
 Before step t the loss f, the gradient g and the last displacement :math:`u = \theta_{t-1} - \theta_t` (in the direction
 of descent) are known. Of these only f, <g, u>, |g|^2, |u|^2 and :math:`|\theta|^2` enter. Everything here is a ratio of
-such numbers, so that it stays the same when the loss or the parameters are measured in other units:
-
-    signal          feature, about in [-1, 1], never beyond +-3
-    progress        2 t / T - 1
-    remaining       log(1 - t / T) / 3                      1 - t / T at least 0.001
-    length          log(T / 1000) / log 10
-    loss            log(fast average of f / f_0) / 3        the ratio at least 0.0001
-    loss_trend      3 log(fast / slow average of f)
-    drop            (log(fast average of |g| |u| / |f|) + 3) / 3      the part of the loss that a step could take away
-    alignment       4 x fast average of c = <g, u> / (|g| |u|): above 0 while steps are timid, below if too long
-    alignment_slow  6 x slow average of c
-    gradient_trend  log(fast / slow average of |g|)
-    update          (log(fast average of |u| / |theta|) + 6) / 4
-    multiplier      m / 5, with m the logarithm of the rate over the initial rate
+such numbers, so that it stays the same when the loss or the parameters are measured in other units. ``REGISTRY`` has
+every signal; features are about in [-1, 1] and never beyond +-3.
 
 Every function takes tensors with any leading dimensions (one network: none; a population: one; its layers: two),
 branches on none of their values, and reads nothing back to the host.
+
+**The spike guard.** Has the loss or the gradient left the range in which it has been? Nothing to tune. A step is
+skipped if its loss or its gradient is not finite, or, once ten of them are known and none of the last ten was skipped,
+
+    r > max(2 slow(r) + 8 dev(r), 1/2)           the loss, with r = f / f_0
+    |g| > max(4 slow(|g|) + 8 dev(|g|), peak)    the gradient
+
+where slow is a slow average, dev that of the distance from it, and peak the largest |g| so far. All of it is free of
+scale. The floors, half the initial loss and the largest gradient so far, are there for the end of a run, when a single
+odd example in a batch multiplies a tiny loss. Skipping alone does not heal a network that was thrown far off: the rate
+backs off to a tenth, and in a cooldown of ten steps at that rate only what is not finite is skipped.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metastep.core.brake import QUIET, out_of_range
-from metastep.core.signal_state import SignalState
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-#: Signals that need a horizon T, and those that need a loss; where that is missing they are 0 and their mask is 0.
-HORIZON_SIGNALS = ("progress", "remaining", "length")
-LOSS_SIGNALS = ("loss", "loss_trend", "drop")
-#: Signals that each layer has of its own.
-LAYER_SIGNALS = ("alignment", "alignment_slow", "gradient_trend", "update", "multiplier")
-#: Every signal, in the order in which a network reads them.
-SIGNALS = (*HORIZON_SIGNALS, *LOSS_SIGNALS, *LAYER_SIGNALS)
+#: Observations before there is a range to leave, and steps of the cooldown.
+COOLDOWN = 10
+#: What a skipped step adds to the log-multiplier: a rate that is too high is seldom more than ten times too high.
+BACKOFF = -math.log(10)
 
 #: Share of the newest value in the averages.
 _FAST_LOSS, _SLOW_LOSS = 0.1, 0.02
@@ -52,6 +46,72 @@ _LARGEST_LOSS = 100.0
 _SMALLEST_LOSS = 1e-4
 #: No feature is beyond this.
 _LARGEST = 3.0
+
+
+# ---- what is remembered from step to step
+
+
+class SignalState(NamedTuple):
+    """What the signals remember: tensors of one shape, (...); floats, all of one dtype.
+
+    Attributes:
+        steps: observed steps.
+        losses: observed finite losses, from the first that is not 0.
+        first_loss: that loss, by which all others are divided; 0 before it.
+        fast_loss: fast average of f / f_0.
+        slow_loss: slow average of f / f_0.
+        loss_deviation: slow average of the distance of f / f_0 from its slow average.
+        alignment_fast: fast average of c, from 0.
+        alignment_slow: slow average of c, from 0.
+        gradients: observed finite gradient norms that are not 0.
+        gradient_fast: fast average of |g|.
+        gradient_slow: slow average of |g|.
+        gradient_deviation: slow average of the distance of |g| from its slow average.
+        gradient_peak: largest |g| so far.
+        update: fast average of |u| / |theta|; 0 before the first displacement.
+        drop: fast average of |g| |u| / |f|; 0 before the first displacement.
+        first_update: 1 at the step that sees the first displacement, otherwise 0.
+        skipped: 1 if the present step is to be skipped, otherwise 0.
+        backoff: 1 if the multiplier is to back off at the present step, otherwise 0.
+        cooldown: steps until a finite loss or gradient may be skipped again.
+        skips: how many steps were to be skipped.
+    """
+
+    steps: Tensor
+    losses: Tensor
+    first_loss: Tensor
+    fast_loss: Tensor
+    slow_loss: Tensor
+    loss_deviation: Tensor
+    alignment_fast: Tensor
+    alignment_slow: Tensor
+    gradients: Tensor
+    gradient_fast: Tensor
+    gradient_slow: Tensor
+    gradient_deviation: Tensor
+    gradient_peak: Tensor
+    update: Tensor
+    drop: Tensor
+    first_update: Tensor
+    skipped: Tensor
+    backoff: Tensor
+    cooldown: Tensor
+    skips: Tensor
+
+    def packed(self) -> Tensor:
+        """One tensor (..., S)."""
+        return torch.stack(self, dim=-1)
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> SignalState:
+        """The state in a tensor (..., S)."""
+        return cls(*packed.unbind(-1))
+
+
+def init_signals(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> SignalState:
+    """The state before the first step, of tensors of this shape."""
+    packed = torch.zeros(*shape, len(SignalState._fields), dtype=dtype, device=device)
+    return SignalState.unpacked(packed)
 
 
 def observe(
@@ -65,8 +125,8 @@ def observe(
     r"""Return the state after the raw numbers of one more step, all of the state's shape.
 
     The loss is measured against the first that is finite and not 0, :math:`f_0`: r = f / f_0, or 2 + f / |f_0| if that
-    is negative (r then starts at 1, too, and falls while the loss improves). r is clipped to +-100. A step that the
-    brake skips, numbers that are not finite, and an alignment with a displacement or gradient of length 0 leave the
+    is negative (r then starts at 1, too, and falls while the loss improves). r is clipped to +-100. A step that is
+    skipped, numbers that are not finite, and an alignment with a displacement or gradient of length 0 leave the
     averages as they are. The raw numbers may be of a wider dtype than the state.
 
     Args:
@@ -82,8 +142,8 @@ def observe(
     first, ratio, has_loss = _loss_ratio(state, loss)
     has_grad = grad.isfinite() & (grad > 0)
     bad_loss = torch.zeros_like(has_grad) if loss is None else ~loss.isfinite()
-    braked, cut = out_of_range(state, ratio, grad, has_loss, has_grad, bad_loss | ~grad.isfinite())
-    has_loss, has_grad = has_loss & ~braked, has_grad & ~braked
+    skipped, backoff = out_of_range(state, ratio, grad, has_loss, has_grad, bad_loss | ~grad.isfinite())
+    has_loss, has_grad = has_loss & ~skipped, has_grad & ~skipped
 
     cosine = (dot / grad / update).to(dtype)  # the product of the lengths may leave the range of float32
     has_cosine = has_grad & (update > 0) & cosine.isfinite()
@@ -98,7 +158,7 @@ def observe(
     slow_loss = _average(state.slow_loss, ratio, _SLOW_LOSS, has_loss, fresh_loss)
     slow_grad = _average(state.gradient_slow, grad, _SLOW_LOSS, has_grad, fresh_grad)
     never = torch.zeros_like(fresh_loss)
-    unmoved = (state.update == 0) | (state.landing > 0)  # the first displacement was of a rate that nobody chose
+    unmoved = (state.update == 0) | (state.first_update > 0)  # the first displacement was of a rate that nobody chose
     return SignalState(
         steps=state.steps + 1,
         losses=state.losses + has_loss,
@@ -115,11 +175,11 @@ def observe(
         gradient_peak=torch.maximum(state.gradient_peak, grad),
         update=_average(state.update, torch.where(has_moved, moved, 0), _FAST_LOSS, has_moved, unmoved),
         drop=_average(state.drop, torch.where(has_share, share, 0), _FAST_LOSS, has_share, unmoved | (state.drop == 0)),
-        landing=(has_moved & (state.update == 0)).to(dtype),
-        braked=braked.to(dtype),
-        cut=cut.to(dtype),
-        rest=torch.where(braked, QUIET, (state.rest - 1).clamp(min=0)),
-        brakes=state.brakes + braked,
+        first_update=(has_moved & (state.update == 0)).to(dtype),
+        skipped=skipped.to(dtype),
+        backoff=backoff.to(dtype),
+        cooldown=torch.where(skipped, COOLDOWN, (state.cooldown - 1).clamp(min=0)),
+        skips=state.skips + skipped,
     )
 
 
@@ -139,6 +199,167 @@ def _loss_ratio(state: SignalState, loss: Tensor | None) -> tuple[Tensor, Tensor
 def _average(old: Tensor, new: Tensor, share: float, counts: Tensor, fresh: Tensor) -> Tensor:
     """The exponential average after a new value, if it counts; a fresh one starts at it."""
     return torch.where(counts, torch.where(fresh, new, old * (1 - share) + new * share), old)
+
+
+def out_of_range(
+    state: SignalState, ratio: Tensor, grad: Tensor, has_loss: Tensor, has_grad: Tensor, broken: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Whether the step is to be skipped, and whether the multiplier is to back off: bools, (...).
+
+    Args:
+        state: before this step.
+        ratio: r.
+        grad: |g|.
+        has_loss: whether r is a number to go by.
+        has_grad: whether |g| is.
+        broken: whether the loss or the gradient is not finite.
+    """
+    loss_limit = (2 * state.slow_loss + 8 * state.loss_deviation).clamp(min=0.5)
+    grad_limit = torch.maximum(4 * state.gradient_slow + 8 * state.gradient_deviation, state.gradient_peak)
+    high = (has_loss & (state.losses >= COOLDOWN) & (ratio > loss_limit)) | (
+        has_grad & (state.gradients >= COOLDOWN) & (grad > grad_limit)
+    )
+    ready = state.cooldown == 0
+    return broken | (high & ready), (broken | high) & ready
+
+
+# ---- the signals
+
+
+class SignalInputs(NamedTuple):
+    """What a feature is made of, tensors (...).
+
+    Attributes:
+        state: after :func:`observe`.
+        log_multiplier: m before this step.
+        done: t / T, in [0, 1].
+        total: T.
+        fast: fast average of f / f_0, at least 0.0001.
+        slow: its slow average, likewise.
+        chosen: whether the last displacement was of a rate that somebody chose.
+    """
+
+    state: SignalState
+    log_multiplier: Tensor
+    done: Tensor
+    total: Tensor
+    fast: Tensor
+    slow: Tensor
+    chosen: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """A signal.
+
+    Args:
+        feature: makes it, about in [-1, 1]; what is beyond +-3 is clipped.
+        needs: a ``"horizon"`` T or a ``"loss"``; where that is missing, the feature and its mask are 0.
+        of_layers: whether each layer has it of its own.
+        formula: the feature, for the documents.
+        says: what it tells, for the documents.
+    """
+
+    feature: Callable[[SignalInputs], Tensor]
+    needs: Literal["horizon", "loss"] | None = None
+    of_layers: bool = False
+    formula: str
+    says: str
+
+
+def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where(below > 0, above / below, 1).log()
+
+
+def _log_share(share: Tensor, chosen: Tensor, offset: float, scale: float) -> Tensor:
+    """(log(share) + offset) / scale; 0 where there is no share that somebody chose."""
+    return torch.where(chosen & (share > 0), (share.clamp(min=1e-30).log() + offset) / scale, 0)
+
+
+#: Every signal by name, in the order in which a network reads them. A new one is an entry here: names are in the files
+#: of schedules, which go on reading what they were trained with. What it needs besides is a field of SignalState.
+REGISTRY: dict[str, Signal] = {
+    "progress": Signal(
+        feature=lambda x: 2 * x.done - 1,
+        needs="horizon",
+        formula="2t/T - 1",
+        says="how far the run is",
+    ),
+    "remaining": Signal(
+        feature=lambda x: (1 - x.done).clamp(min=1e-3).log() / 3,
+        needs="horizon",
+        formula=r"\log(1 - t/T)/3",
+        says="how close its end",
+    ),
+    "length": Signal(
+        feature=lambda x: ((x.total / 1000).log() / math.log(10)).clamp(-_LARGEST, _LARGEST),
+        needs="horizon",
+        formula=r"\log_{10}(T/1000)",
+        says="how long it is",
+    ),
+    "loss": Signal(
+        feature=lambda x: x.fast.log() / 3,
+        needs="loss",
+        formula=r"\log(\text{fast average of } f / f_0)/3",
+        says="what has been learned",
+    ),
+    "loss_trend": Signal(
+        feature=lambda x: 3 * (x.fast / x.slow).log(),
+        needs="loss",
+        formula=r"3 \log(\text{fast}/\text{slow average of } f)",
+        says="whether it still learns",
+    ),
+    "drop": Signal(
+        feature=lambda x: _log_share(x.state.drop, x.chosen, 3, 3),
+        needs="loss",
+        formula=r"(\log(\text{average of } \lvert g\rvert\lvert u\rvert/\lvert f\rvert) + 3)/3",
+        says="how much of the loss one step could take away",
+    ),
+    "alignment": Signal(
+        feature=lambda x: 4 * x.state.alignment_fast,
+        of_layers=True,
+        formula=r"4 \times \text{fast average of } c = \langle g, u\rangle/(\lvert g\rvert\lvert u\rvert)",
+        says="above 0: steps are too short; below: they overshoot",
+    ),
+    "alignment_slow": Signal(
+        feature=lambda x: 6 * x.state.alignment_slow,
+        of_layers=True,
+        formula=r"6 \times \text{slow average of } c",
+        says="the same, over a longer time",
+    ),
+    "gradient_trend": Signal(
+        feature=lambda x: _log_ratio(x.state.gradient_fast, x.state.gradient_slow),
+        of_layers=True,
+        formula=r"\log(\text{fast}/\text{slow average of } \lvert g\rvert)",
+        says="whether gradients grow",
+    ),
+    "update": Signal(
+        feature=lambda x: _log_share(x.state.update, x.chosen, 6, 4),
+        of_layers=True,
+        formula=r"(\log(\text{average of } \lvert u\rvert/\lvert\theta\rvert) + 6)/4",
+        says="how large the steps are",
+    ),
+    "multiplier": Signal(
+        feature=lambda x: x.log_multiplier / 5,
+        of_layers=True,
+        formula="m/5",
+        says="where the rate is, over the initial one",
+    ),
+}
+
+#: Signals that need a horizon T, and those that need a loss.
+HORIZON_SIGNALS = tuple(name for name, signal in REGISTRY.items() if signal.needs == "horizon")
+LOSS_SIGNALS = tuple(name for name, signal in REGISTRY.items() if signal.needs == "loss")
+#: Signals that each layer has of its own.
+LAYER_SIGNALS = tuple(name for name, signal in REGISTRY.items() if signal.of_layers)
+#: Every signal.
+SIGNALS = tuple(REGISTRY)
+
+
+def table() -> str:
+    """The signals as a table in Markdown, for the documents."""
+    rows = [f"| `{name}` | ${signal.formula}$ | {signal.says} |" for name, signal in REGISTRY.items()]
+    return "\n".join(["| signal | feature | says |", "|---|---|---|", *rows])
 
 
 # ---- features
@@ -164,8 +385,13 @@ def check_signals(names: Sequence[str]) -> tuple[str, ...]:
 
 def feature_names(names: Sequence[str]) -> tuple[str, ...]:
     """What stands in the features of these signals: themselves, and the masks of those that may be missing."""
-    masks = (("horizon_known", HORIZON_SIGNALS), ("loss_known", LOSS_SIGNALS))
-    return (*names, *(mask for mask, masked in masks if any(name in masked for name in names)))
+    return (*names, *(f"{need}_known" for need in _needs(names)))
+
+
+def _needs(names: Sequence[str]) -> list[str]:
+    """What of a horizon and a loss these signals need, in this order."""
+    needed = {REGISTRY[name].needs for name in names}
+    return [need for need in ("horizon", "loss") if need in needed]
 
 
 def scope_feature_names(names: Sequence[str], scope: Literal["network", "layer"]) -> tuple[str, ...]:
@@ -205,28 +431,15 @@ def features(
     total = torch.zeros_like(like) + total_steps
     done = ((torch.zeros_like(like) + step) / total).clamp(0, 1)
     fast, slow = state.fast_loss.clamp(min=_SMALLEST_LOSS), state.slow_loss.clamp(min=_SMALLEST_LOSS)
-    chosen = state.landing == 0
-    made = {
-        "progress": lambda: (2 * done - 1) * horizon,
-        "remaining": lambda: (1 - done).clamp(min=1e-3).log() / 3 * horizon,
-        "length": lambda: ((total / 1000).log() / math.log(10)).clamp(-_LARGEST, _LARGEST) * horizon,
-        "loss": lambda: fast.log() / 3 * seen,
-        "loss_trend": lambda: 3 * (fast / slow).log() * seen,
-        "drop": lambda: torch.where(chosen & (state.drop > 0), (state.drop.clamp(min=1e-30).log() + 3) / 3, 0) * seen,
-        "alignment": lambda: 4 * state.alignment_fast,
-        "alignment_slow": lambda: 6 * state.alignment_slow,
-        "gradient_trend": lambda: _log_ratio(state.gradient_fast, state.gradient_slow),
-        "update": lambda: torch.where(chosen & (state.update > 0), (state.update.clamp(min=1e-30).log() + 6) / 4, 0),
-        "multiplier": lambda: log_multiplier / 5,
-        "horizon_known": lambda: horizon,
-        "loss_known": lambda: seen,
-    }
-    parts = [made[name]() for name in feature_names(names)]
+    inputs = SignalInputs(state, log_multiplier, done, total, fast, slow, state.first_update == 0)
+    masks = {"horizon": horizon, "loss": seen}
+    parts = []
+    for name in names:
+        signal = REGISTRY[name]
+        part = signal.feature(inputs)
+        parts.append(part if signal.needs is None else part * masks[signal.needs])
+    parts += [masks[need] for need in _needs(names)]
     return torch.stack([part.expand(like.shape) for part in parts], dim=-1).nan_to_num().clamp(-_LARGEST, _LARGEST)
-
-
-def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
-    return torch.where(below > 0, above / below, 1).log()
 
 
 def layer_features(network: Tensor, layers: Tensor) -> Tensor:

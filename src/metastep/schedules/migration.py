@@ -1,7 +1,6 @@
 """Reads what older versions of the package wrote: configurations in schedule files, and states of a LearnedLR.
 
-Everything that knows an old form is here. A form that is not known is passed on as it is; its reader refuses
-it.
+Everything that knows an old form is here. A form that is not known is passed on as it is; its reader refuses it.
 """
 
 from collections.abc import Mapping
@@ -9,12 +8,26 @@ from typing import Any, Final
 
 from torch import Tensor
 
-#: What the signals remembered, in this order, while states were saved without the names (schema 1).
+#: What the signals remembered, in this order and by today's names, while states were saved without names (schema 1).
 _UNNAMED_FIELDS: Final = (
     "steps", "losses", "first_loss", "fast_loss", "slow_loss", "loss_deviation", "alignment_fast", "alignment_slow",
-    "gradients", "gradient_fast", "gradient_slow", "gradient_deviation", "gradient_peak", "update", "drop", "landing",
-    "braked", "cut", "rest", "brakes",
+    "gradients", "gradient_fast", "gradient_slow", "gradient_deviation", "gradient_peak", "update", "drop",
+    "first_update", "skipped", "backoff", "cooldown", "skips",
 )  # fmt: skip
+
+#: The bounds of the action by their former names; they were called the reach.
+_BOUNDS: Final = {"climb": "max_increase", "fall": "max_decrease", "landing": "initial_update"}
+
+
+def upgraded_bounds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose bounds of the action have their present names."""
+    upgraded = dict(config)
+    reach = upgraded.pop("reach", None)
+    if isinstance(reach, Mapping) and "bounds" not in upgraded:
+        upgraded["bounds"] = {_BOUNDS.get(name, name): value for name, value in reach.items()}
+    elif reach is not None:
+        upgraded["reach"] = reach
+    return upgraded
 
 
 def upgraded_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +37,7 @@ def upgraded_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         name: the class of the schedule.
         config: what a file says.
     """
-    del name
-    return dict(config)
+    return upgraded_bounds(config) if name == "SignalSchedule" else dict(config)
 
 
 def upgraded_state(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,11 +49,10 @@ def upgraded_state(saved: Mapping[str, Any]) -> dict[str, Any]:
     state = dict(saved)
     if state.get("schema") != 1:
         return state
-    config = upgraded_config(str(state.get("schedule")), state["config"]) if "config" in state else {}
     state |= {"schema": 2, "trained_for": None, "real_rate": state.get("last_rate"), "doubtful_losses": 0}
-    state["config"] = config
-    if state.get("schedule") == "SignalSchedule":
-        state["trained_for"] = config.get("trained_for")
-        if isinstance(state.get("state"), Tensor):
-            state["state"] = {"fields": list(_UNNAMED_FIELDS), "rows": state["state"]}
+    if isinstance(state.get("config"), Mapping):
+        state["config"] = upgraded_config(str(state.get("schedule")), state["config"])
+        state["trained_for"] = state["config"].get("trained_for")
+    if state.get("schedule") == "SignalSchedule" and isinstance(state.get("state"), Tensor):
+        state["state"] = {"fields": list(_UNNAMED_FIELDS), "rows": state["state"]}
     return state

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from metastep.core.policy import (
-    Reach,
+    ActionBounds,
+    apply_action,
+    calibrate,
     init_hidden,
-    land,
-    move,
     signal_policy,
     unpack_weights,
     weight_shapes,
 )
-from metastep.core.signal_state import SignalState, init_signals
 from metastep.core.signals import (
     LAYER_SIGNALS,
     SIGNALS,
+    SignalState,
     check_signals,
     features,
+    init_signals,
     layer_features,
     layer_signals,
     observe,
@@ -54,8 +55,8 @@ class SignalSchedule(LearnedSchedule):
         m_{t+1} = \mathrm{clip}(m_t + d_t\, p), \quad \eta_{k,t} = \eta_{k,0}\, e^{m_{t+1}}
 
     with x the signals (:mod:`metastep.core.signals`: all dimensionless), m the logarithm of the rate over the group's
-    initial rate, and p = min(1, climb / T) upward, min(ln 10, fall / T) downward. Fresh weights hold the rate where it
-    starts; train them with :class:`metastep.MetaLearner` or over a population of tasks.
+    initial rate, and p = min(1, max_increase / T) upward, min(ln 10, max_decrease / T) downward. Fresh weights hold the
+    rate where it starts; train them with :class:`metastep.MetaLearner` or over a population of tasks.
 
     Args:
         signals: what is read, names of ``metastep.core.signals.SIGNALS``. ``("loss",)`` with ``recurrent=True`` is the
@@ -66,12 +67,13 @@ class SignalSchedule(LearnedSchedule):
             layer's own signals beside the network's.
         total_steps: T, the horizon; None: unknown, until ``LearnedLR`` is told. Its signals are then masked, and 1,000
             stands for T in p. From step T on the rate stays as it is.
-        reach: where m starts and how far it gets, a :class:`metastep.core.policy.Reach`.
+        bounds: where m starts and how far it gets, a :class:`metastep.core.policy.ActionBounds`.
         trained_for: the base of the optimizer for which the weights were trained ("sgd", "adamw", ...), or several,
             "sgd, sgd-momentum"; :class:`metastep.LearnedLR` warns of another. None: unknown.
 
-    A brake needs no tuning: a step whose loss or gradient is not finite, or far outside the range of those before, is
-    skipped, and the rate is cut to a tenth; see :mod:`metastep.core.brake` and ``LearnedLR.brakes``.
+    A spike guard needs no tuning: a step whose loss or gradient is not finite, or far outside the range of those
+    before, is skipped, and the rate backs off to a tenth; see :mod:`metastep.core.signals` and
+    ``LearnedLR.skipped_steps``.
 
     The state is one tensor, (1 + L, S + 1 + H): of the network, and of each of L layers, the averages of the signals, m
     and h.
@@ -105,7 +107,7 @@ class SignalSchedule(LearnedSchedule):
         scope: Scope = "network",
         *,
         total_steps: int | None = None,
-        reach: Reach | None = None,
+        bounds: ActionBounds | None = None,
         trained_for: str | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class SignalSchedule(LearnedSchedule):
         self.recurrent = bool(recurrent)
         self.scope: Scope = one_of("scope", scope, ("network", "layer"))
         self.total_steps = None if total_steps is None else whole("total_steps", total_steps, 1)
-        self.reach = _checked(Reach() if reach is None else reach)
+        self.bounds = _checked(ActionBounds() if bounds is None else bounds)
         self.trained_for = checked_base(trained_for)
         self.monitors = self.scope
         self.layers = 0  # how many rates LearnedLR needs
@@ -127,7 +129,7 @@ class SignalSchedule(LearnedSchedule):
             self.weights = nn.Parameter(self._fresh_weights())
 
     def _fresh_weights(self) -> Tensor:
-        """Random at the input, small at the output: the drive is near 0, and every weight has a gradient."""
+        """Random at the input, small at the output: the action is near 0, and every weight has a gradient."""
         count = len(self.feature_names)
         parts = []
         for name, shape in weight_shapes(count, self.hidden, self.recurrent).items():
@@ -157,14 +159,14 @@ class SignalSchedule(LearnedSchedule):
         """No step observed, m at its start, h at 0; (1 + L, S + 1 + H), of the weights' dtype and on their device."""
         rows, like = 1 + self.layers * (self.scope == "layer"), self.weights.detach()
         signals = init_signals((rows,), like.dtype, like.device).packed()
-        start = like.new_full((rows, 1), self.reach.start)
+        start = like.new_full((rows, 1), self.bounds.start)
         return torch.cat((signals, start, init_hidden((rows,), self.hidden, self.recurrent, like)), dim=-1)
 
     def forward(self, loss: Loss | Observation, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the multiplier of this step, 0-d or (L,) of the layers, and the next state.
 
         Args:
-            loss: a :class:`metastep.schedules.base.Observation`, or a loss alone, of an optimizer that is not watched.
+            loss: a :class:`metastep.schedules.base.Observation`, or a loss alone, where nothing is monitored.
             state: from :meth:`init_state` or the step before.
         """
         reading = loss if isinstance(loss, Observation) else self._loss_alone(loss)
@@ -173,24 +175,26 @@ class SignalSchedule(LearnedSchedule):
         network = observe(SignalState.unpacked(state[0, :_WIDTH]), _to(state, reading.loss), *reading.network.unbind())
         log_multiplier, hidden = state[:, _WIDTH], state[:, _WIDTH + 1 :]
         done = network.steps - 1
-        landed = network.update, network.landing, steps, known, self.reach, network.gradients
+        first = network.update, network.first_update, steps, known, self.bounds, network.gradients
         if self.scope == "network":
             signals = network.packed().unsqueeze(0)
-            log_multiplier = land(log_multiplier, *landed)
+            log_multiplier = calibrate(log_multiplier, *first)
             x = self._features(network, log_multiplier[0], done).unsqueeze(0)
         else:
             assert reading.layers is not None
             layers = observe(SignalState.unpacked(state[1:, :_WIDTH]), None, *reading.layers.unbind(-1))
             signals = torch.cat((network.packed().unsqueeze(0), layers.packed()))
-            log_multiplier = land(log_multiplier[1:], *landed)  # together: the first step of a bias is all that it is
+            log_multiplier = calibrate(
+                log_multiplier[1:], *first
+            )  # together: the first step of a bias is all that it is
             hidden = hidden[1:]
             own = features(layers, log_multiplier, done, steps, self.layer_signals)
             x = layer_features(self._features(network, log_multiplier.mean(), done), own)
         weights = unpack_weights(self.weights, len(self.feature_names), self.hidden, self.recurrent)
-        drive, hidden = signal_policy(weights, x, hidden)
-        moved = move(log_multiplier, drive, network.cut, steps, known, self.reach, step=done)
-        if known:  # the rate stays as it is beyond the horizon, brakes aside
-            moved = torch.where((done < steps) | (network.cut > 0), moved, log_multiplier)
+        action, hidden = signal_policy(weights, x, hidden)
+        moved = apply_action(log_multiplier, action, network.backoff, steps, known, self.bounds, step=done)
+        if known:  # the rate stays as it is beyond the horizon, but for the spike guard
+            moved = torch.where((done < steps) | (network.backoff > 0), moved, log_multiplier)
         rates = moved.exp()
         if self.scope == "network":
             return rates[0], torch.cat((signals, moved.unsqueeze(-1), hidden), dim=-1)
@@ -209,11 +213,11 @@ class SignalSchedule(LearnedSchedule):
 
     def skips(self, state: Tensor) -> Tensor:
         """Whether the step that led to this state is to be skipped."""
-        return state[0, _BRAKED] > 0
+        return state[0, _SKIPPED] > 0
 
     def skipped_steps(self, state: Tensor) -> int:
         """How many steps were to be skipped so far."""
-        return int(state[0, _BRAKES])
+        return int(state[0, _SKIPS])
 
     def log_multipliers(self, state: Tensor) -> Tensor:
         """M of the network, 0-d, or of each layer, (L,)."""
@@ -252,26 +256,26 @@ class SignalSchedule(LearnedSchedule):
 
     def config(self) -> dict[str, Any]:
         """Keyword arguments, of JSON types; :meth:`from_config` makes the schedule again."""
-        return {**super().config(), "reach": self.reach._asdict()}
+        return {**super().config(), "bounds": self.bounds._asdict()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A schedule of this configuration with fresh weights."""
-        return cls(**{**config, "reach": Reach(**config["reach"])})
+        return cls(**{**config, "bounds": ActionBounds(**config["bounds"])})
 
 
-_BRAKED, _BRAKES = SignalState._fields.index("braked"), SignalState._fields.index("brakes")
+_SKIPPED, _SKIPS = SignalState._fields.index("skipped"), SignalState._fields.index("skips")
 
 
 def _to(state: Tensor, loss: Tensor | None) -> Tensor | None:
     return None if loss is None else loss.to(state)
 
 
-def _checked(reach: Reach) -> Reach:
-    between("reach.lower", reach.lower, -80.0, 0.0, "it is a logarithm")
-    between("reach.upper", reach.upper, 0.0, 80.0, "it is a logarithm")
-    between("reach.start", reach.start, reach.lower, reach.upper, "it is a logarithm within the bounds")
-    between("reach.climb", reach.climb, 0.0, math.inf, "0 never climbs")
-    between("reach.fall", reach.fall, 0.0, math.inf, "0 never falls")
-    between("reach.landing", reach.landing, 0.0, math.inf, "0 does not land")
-    return reach
+def _checked(bounds: ActionBounds) -> ActionBounds:
+    between("bounds.lower", bounds.lower, -80.0, 0.0, "it is a logarithm")
+    between("bounds.upper", bounds.upper, 0.0, 80.0, "it is a logarithm")
+    between("bounds.start", bounds.start, bounds.lower, bounds.upper, "it is a logarithm within the bounds")
+    between("bounds.max_increase", bounds.max_increase, 0.0, math.inf, "0 never rises")
+    between("bounds.max_decrease", bounds.max_decrease, 0.0, math.inf, "0 never falls")
+    between("bounds.initial_update", bounds.initial_update, 0.0, math.inf, "0 does not calibrate")
+    return bounds

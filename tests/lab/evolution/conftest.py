@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from metastep.core.policy import Reach
+from metastep.core.policy import ActionBounds
 from metastep.lab.evolution.policy import Policy
 from metastep.lab.evolution.task_distribution import TaskSpec, sample_task
 from metastep.lab.evolution.trainer import SIGNALS
@@ -14,8 +14,10 @@ from metastep.lab.evolution.trainer import SIGNALS
 @pytest.fixture
 def policy() -> Policy:
     """What shipped schedules read, with a small network."""
-    reach = Reach(start=-2.3, climb=60.0, fall=60.0, lower=-25.0, upper=25.0, landing=0.25, anneals=True)
-    return Policy(SIGNALS, hidden=4, reach=reach)
+    bounds = ActionBounds(
+        start=-2.3, max_increase=60.0, max_decrease=60.0, lower=-25.0, upper=25.0, initial_update=0.25, anneals=True
+    )
+    return Policy(SIGNALS, hidden=4, bounds=bounds)
 
 
 @pytest.fixture

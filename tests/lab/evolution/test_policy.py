@@ -15,7 +15,7 @@ from metastep.lab.evolution.vectorised_trainer import VectorisedTrainer
 def test_a_policy_made_for_layers_sets_in_every_layer_the_rate_of_the_network(
     base: Base, recurrent: bool, policy: Policy, spec: TaskSpec
 ) -> None:
-    policy = policy._replace(recurrent=recurrent, reach=policy.reach._replace(climb=6.0, fall=6.0))
+    policy = policy._replace(recurrent=recurrent, bounds=policy.bounds._replace(max_increase=6.0, max_decrease=6.0))
     layered = policy._replace(scope="layer")
     narrow = torch.randn(2, policy.size, generator=torch.Generator().manual_seed(0)).double() * 0.3
     wide = torch.stack([per_layer_weights(row, layered) for row in narrow])
@@ -32,7 +32,7 @@ def test_a_policy_made_for_layers_sets_in_every_layer_the_rate_of_the_network(
 
 
 def test_a_schedule_for_layers_takes_the_weights_made_for_it(policy: Policy) -> None:
-    schedule = ms.SignalSchedule(policy.signals, policy.hidden, scope="layer", reach=policy.reach)
+    schedule = ms.SignalSchedule(policy.signals, policy.hidden, scope="layer", bounds=policy.bounds)
     schedule.load_flat(per_layer_weights(torch.ones(policy.size), policy))
     assert int((schedule.flat_weights() == 0).sum()) == len(schedule.layer_signals) * policy.hidden
 

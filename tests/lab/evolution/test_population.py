@@ -79,7 +79,7 @@ def test_the_exact_run_is_that_of_vectorised_training(policy: Policy, spec: Task
 @pytest.fixture
 def layered(policy: Policy) -> Policy:
     """Each layer moves by itself, and within its bounds."""
-    return policy._replace(scope="layer", reach=policy.reach._replace(climb=6.0, fall=6.0))
+    return policy._replace(scope="layer", bounds=policy.bounds._replace(max_increase=6.0, max_decrease=6.0))
 
 
 def test_with_a_rate_for_each_layer_the_gradient_is_that_of_finite_differences(layered: Policy, spec: TaskSpec) -> None:

@@ -71,8 +71,8 @@ def test_a_network_gets_the_rates_that_learned_lr_would_set(
     """
     steps = 30
     spec = dataclasses.replace(spec, momentum=momentum, weight_decay=0.01, steps=steps)
-    reach = policy.reach._replace(climb=6.0, fall=6.0)  # within its bounds to the end
-    policy = policy._replace(scope=scope, signals=SIGNALS, reach=reach)
+    bounds = policy.bounds._replace(max_increase=6.0, max_decrease=6.0)  # within its bounds to the end
+    policy = policy._replace(scope=scope, signals=SIGNALS, bounds=bounds)
     horizon_known, loss_known = known
     weights = weights_of(policy, 1).double()
     options = {"horizon_known": horizon_known, "loss_known": loss_known, "dtype": torch.float64}
@@ -84,7 +84,7 @@ def test_a_network_gets_the_rates_that_learned_lr_would_set(
     kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     extra = {"momentum": momentum} if base == "sgd" else {}
     optimizer = kinds[base](parameters, lr=0.02, weight_decay=0.01, **extra)
-    schedule = ms.SignalSchedule(policy.signals, policy.hidden, scope=scope, reach=policy.reach).double()
+    schedule = ms.SignalSchedule(policy.signals, policy.hidden, scope=scope, bounds=policy.bounds).double()
     schedule.load_flat(weights[0])
     lr = ms.LearnedLR(optimizer, schedule, total_steps=steps if horizon_known else None)
     for _ in range(steps):
@@ -99,7 +99,7 @@ def test_a_network_gets_the_rates_that_learned_lr_would_set(
         trainer.advance(weights, 1)
         mine = trainer.displacement_rate.flatten().tolist()
         assert lr.get_last_lr() == pytest.approx(mine, rel=1e-5)
-    assert lr.brakes == trainer.signals.brakes[0] == len(factors)
+    assert lr.skipped_steps == trainer.signals.skips[0] == len(factors)
     assert len(set(mine)) == trainer.log_multiplier.numel()
     for mine, part in zip(trainer.packing.split(trainer.parameters), parameters, strict=True):
         torch.testing.assert_close(part.detach(), mine[0], rtol=1e-5, atol=1e-7)
@@ -109,14 +109,14 @@ def test_with_a_calibrated_first_step_the_initial_rate_decides_nothing_but_the_f
     policy: Policy, spec: TaskSpec
 ) -> None:
     spec = dataclasses.replace(spec, steps=60, momentum=0.0)
-    policy = policy._replace(reach=policy.reach._replace(climb=5.0, fall=5.0))
+    policy = policy._replace(bounds=policy.bounds._replace(max_increase=5.0, max_decrease=5.0))
     rates = torch.tensor([1e-6, 1e-4, 1e-3])
     trainer = VectorisedTrainer(spec, "sgd", policy, rates, dtype=torch.float64)
     trainer.run(weights_of(policy, 1).double().expand(3, -1))
     used = trainer.rates * trainer.log_multiplier.exp()
     assert used.max() / used.min() < 1.02
     still = VectorisedTrainer(
-        spec, "sgd", policy._replace(reach=policy.reach._replace(landing=0.0)), rates, dtype=torch.float64
+        spec, "sgd", policy._replace(bounds=policy.bounds._replace(initial_update=0.0)), rates, dtype=torch.float64
     )
     still.run(weights_of(policy, 1).double().expand(3, -1))
     used = still.rates * still.log_multiplier.exp()
@@ -134,7 +134,7 @@ def test_a_network_that_is_lost_leaves_the_others_alone(scope: Scope, policy: Po
     training, validation = with_lost.run(weights)
     assert validation[0] == training[0] == WORST_LOSS
     assert torch.equal(validation[1], expected[1])
-    assert with_lost.signals.brakes[0] == spec.steps
+    assert with_lost.signals.skips[0] == spec.steps
 
 
 @pytest.mark.parametrize(("scope", "recurrent"), [("network", False), ("layer", False), ("layer", True)])

@@ -66,7 +66,7 @@ def _is_learned(schedule: Schedule) -> TypeGuard[LearnedSchedule]:
 
 def _landed(base: str) -> Schedule:
     policy = default_config(base).policy
-    schedule = SignalSchedule(policy.signals, hidden=1, reach=policy.reach)
+    schedule = SignalSchedule(policy.signals, hidden=1, bounds=policy.bounds)
     schedule.load_flat(torch.zeros_like(schedule.flat_weights()))
     return schedule
 
@@ -91,13 +91,13 @@ def _registered(*, learned: bool) -> dict[str, NamedSchedule]:
 SCHEDULES: dict[str, NamedSchedule] = {
     **_registered(learned=False),
     "landed-sgd": NamedSchedule(
-        summary="the control of signal-sgd: the same landing and linear decay, nothing learned",
+        summary="fixed-shape control of signal-sgd: same initial step and linear decay, nothing learned",
         make=lambda steps: _landed("sgd"),
         base="sgd-momentum",
         source="metastep",
     ),
     "landed-adamw": NamedSchedule(
-        summary="the control of signal-adamw: the same landing and linear decay, nothing learned",
+        summary="fixed-shape control of signal-adamw: same initial step and linear decay, nothing learned",
         make=lambda steps: _landed("adamw"),
         base="adamw",
         source="metastep",

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metastep.core.policy import Reach, unpack_weights, weight_count, weight_shapes
+from metastep.core.policy import ActionBounds, unpack_weights, weight_count, weight_shapes
 from metastep.core.signals import LAYER_SIGNALS, layer_signals, scope_feature_names
 
 
@@ -16,7 +16,7 @@ class Policy(NamedTuple):
         signals: what is read, of ``metastep.core.signals.SIGNALS``.
         hidden: units H.
         recurrent: whether there is a hidden state.
-        reach: where the log-multiplier starts and how far it gets.
+        bounds: where the log-multiplier starts and how far it gets.
         scope: ``"network"``: one rate; ``"layer"``: one for each parameter tensor, from the same weights, as in
             ``SignalSchedule``.
     """
@@ -24,7 +24,7 @@ class Policy(NamedTuple):
     signals: tuple[str, ...]
     hidden: int = 16
     recurrent: bool = False
-    reach: Reach = Reach()
+    bounds: ActionBounds = ActionBounds()
     scope: Literal["network", "layer"] = "network"
 
     @property

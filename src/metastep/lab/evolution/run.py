@@ -120,9 +120,9 @@ class EvolutionRun:
 
     def schedule(self) -> SignalSchedule:
         """The schedule as it is now."""
-        signals, hidden, recurrent, reach, scope = self.config.policy
+        signals, hidden, recurrent, bounds, scope = self.config.policy
         trained_for = _NAMES[self.config.base]
-        made = SignalSchedule(signals, hidden, recurrent, scope, reach=reach, trained_for=trained_for)
+        made = SignalSchedule(signals, hidden, recurrent, scope, bounds=bounds, trained_for=trained_for)
         made.load_flat(self._trainer.average)
         return made
 

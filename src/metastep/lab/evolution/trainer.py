@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metastep.core.policy import Reach, unpack_weights
+from metastep.core.policy import ActionBounds, unpack_weights
 from metastep.lab.evolution.base_optimizers import Base
 from metastep.lab.evolution.policy import Policy, per_layer_weights
 from metastep.lab.evolution.population import LongTask, Outcome, Population, fitness
@@ -19,6 +19,7 @@ from metastep.lab.evolution.task_distribution import FAMILIES, RATES, sample_tas
 from metastep.lab.evolution.vectorised_trainer import WORST_LOSS
 from metastep.lab.evolution.warm_start import RateSweep, fit_policy, sweep_rates
 from metastep.lab.runtime.executor import Executor, LocalExecutor
+from metastep.schedules.migration import upgraded_bounds
 from metastep.schedules.signal_schedule import Scope, SignalSchedule
 
 #: What the pretrained schedules read: not their own multiplier, so that nothing depends on the initial rate.
@@ -113,7 +114,7 @@ class EvolutionConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        policy = {**self.policy._asdict(), "reach": self.policy.reach._asdict()}
+        policy = {**self.policy._asdict(), "bounds": self.policy.bounds._asdict()}
         values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({**vars(self), "policy": policy}))
         return values
 
@@ -125,8 +126,8 @@ class EvolutionConfig:
             ValueError: for anything else.
         """
         try:
-            given = values["policy"]
-            policy = Policy(**{**given, "signals": tuple(given["signals"]), "reach": Reach(**given["reach"])})
+            given = upgraded_bounds(values["policy"])
+            policy = Policy(**{**given, "signals": tuple(given["signals"]), "bounds": ActionBounds(**given["bounds"])})
             return msgspec.convert({**values, "policy": policy}, cls)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the settings of an evolution ({error!r})") from error
@@ -141,7 +142,8 @@ def default_config(
         base: "sgd" or "adamw".
         hidden: units of the schedule's network.
         scope: one rate for the network, or one for each layer.
-        start: a schedule from whose weights to start, in place of a warm start; its signals, units and reach are taken.
+        start: a schedule from whose weights to start, in place of a warm start; its signals, units and bounds are
+            taken.
         changed: fields of :class:`EvolutionConfig`.
 
     Raises:
@@ -150,10 +152,18 @@ def default_config(
     if base not in INITIAL_RATIOS:
         raise ValueError(f"base must be one of {', '.join(INITIAL_RATIOS)}, got {base!r}.")
     ratio = INITIAL_RATIOS[base]  # type: ignore[index]
-    reach = Reach(start=math.log(0.1), climb=15.0, fall=15.0, lower=-25.0, upper=25.0, landing=ratio, anneals=True)
-    policy = Policy(SIGNALS, hidden, recurrent=False, reach=reach, scope=scope)
+    bounds = ActionBounds(
+        start=math.log(0.1),
+        max_increase=15.0,
+        max_decrease=15.0,
+        lower=-25.0,
+        upper=25.0,
+        initial_update=ratio,
+        anneals=True,
+    )
+    policy = Policy(SIGNALS, hidden, recurrent=False, bounds=bounds, scope=scope)
     if start is not None:
-        policy = Policy(start.signals, start.hidden, start.recurrent, start.reach, scope)
+        policy = Policy(start.signals, start.hidden, start.recurrent, start.bounds, scope)
         changed = {"warm_start_tasks": 0, **changed, "start": tuple(start.flat_weights().tolist())}
     return EvolutionConfig(base=base, policy=policy, **changed)  # type: ignore[arg-type]
 

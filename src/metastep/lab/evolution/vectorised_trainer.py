@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import cross_entropy, one_hot
 
-from metastep.core.policy import init_hidden, land, move, signal_policy, unpack_weights
-from metastep.core.signal_state import SignalState, init_signals
-from metastep.core.signals import features, layer_features, layer_signals, observe
+from metastep.core.policy import apply_action, calibrate, init_hidden, signal_policy, unpack_weights
+from metastep.core.signals import SignalState, features, init_signals, layer_features, layer_signals, observe
 from metastep.lab.evolution.base_optimizers import Base, make_base_optimizer
 from metastep.lab.evolution.networks import Network
 from metastep.lab.evolution.policy import Policy
@@ -174,7 +173,7 @@ class VectorisedTrainer:
             )
         shape: tuple[int, ...] = (len(rates), self.packing.layers) if self.layered else (len(rates),)
         self.observed = init_signals((len(rates), 1 + shape[1]) if self.layered else shape, dtype, device)
-        self.log_multiplier = self.rates.new_full(shape, policy.reach.start)
+        self.log_multiplier = self.rates.new_full(shape, policy.bounds.start)
         self.hidden = init_hidden(shape, policy.hidden, policy.recurrent, self.rates)
         self.displacement_rate = self.rates.new_zeros(shape)
         own = [policy.signals.index(name) for name in layer_signals(policy.signals)]
@@ -227,7 +226,7 @@ class VectorisedTrainer:
             self.packing.join(found, gradient)
             loss = loss.detach()
             rate = self.rate(policy, loss, gradient, torch.mul(gradient, self.optimizer.direction, out=products))
-            taken = 1 - self._of_network(self.observed.braked)
+            taken = 1 - self._of_network(self.observed.skipped)
             applied = self.packing.of_pieces(rate) if self.layered else rate
             self.optimizer.step(self.parameters, gradient.nan_to_num_(0, 0, 0), applied, taken.flatten())
             self.displacement_rate = rate * taken
@@ -243,13 +242,13 @@ class VectorisedTrainer:
             gradient: (P, D).
             products: of each gradient and the last direction, number by number, (P, D).
         """
-        reach, (horizon_known, loss_known), total = self.policy.reach, self.known, self.spec.steps
+        bounds, (horizon_known, loss_known), total = self.policy.bounds, self.known, self.spec.steps
         measured = self._measure_layers(gradient, products) if self.layered else self._measure(gradient, products)
         if self.layered:  # layers have no loss: one that is always 1 enters none of their signals, and divides by no 0
             loss = torch.cat((loss[:, None], torch.ones_like(self.log_multiplier)), 1)
         self.observed = observe(self.observed, loss if loss_known else None, *measured)
-        update, landing = self._of_network(self.observed.update), self._of_network(self.observed.landing)
-        start = land(self.log_multiplier, update, landing, total, horizon_known, reach)
+        update, first = self._of_network(self.observed.update), self._of_network(self.observed.first_update)
+        start = calibrate(self.log_multiplier, update, first, total, horizon_known, bounds)
         self.log_multiplier = self.choose(policy, start)
         return self._each(self.rates) * self.log_multiplier.exp()
 
@@ -260,9 +259,9 @@ class VectorisedTrainer:
         seen = features(self.observed, at, self.steps, total, self.policy.signals, horizon_known, loss_known)
         if self.layered:
             seen = layer_features(seen[:, 0], seen[:, 1:].index_select(-1, self._own))
-        drive, self.hidden = signal_policy(policy, seen, self.hidden)
-        cut = self._of_network(self.observed.cut)
-        return move(start, drive, cut, total, horizon_known, self.policy.reach, step=self.steps)
+        action, self.hidden = signal_policy(policy, seen, self.hidden)
+        backoff = self._of_network(self.observed.backoff)
+        return apply_action(start, action, backoff, total, horizon_known, self.policy.bounds, step=self.steps)
 
     def _measure(self, gradient: Tensor, products: Tensor) -> tuple[Tensor, ...]:
         """<g, u>, |g|^2, |u|^2 and |theta|^2 of each network, (P,)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metastep.core.policy import Reach, move, signal_policy, unpack_weights, weight_shapes
+from metastep.core.policy import ActionBounds, apply_action, signal_policy, unpack_weights, weight_shapes
 from metastep.core.signals import HORIZON_SIGNALS, LOSS_SIGNALS, feature_names, features
 from metastep.lab.evolution.policy import Policy
 from metastep.lab.evolution.population import Population, fitness
@@ -57,8 +57,10 @@ class _SweepTrainer(VectorisedTrainer):
     """Networks at given levels, first the fixed ones, then the others; what a policy would see is noted."""
 
     def __init__(self, population: Population) -> None:
-        reach = Reach(start=population.policy.reach.start, lower=-math.inf, upper=math.inf, landing=1.0, anneals=True)
-        policy = population.policy._replace(scope="network", reach=reach)
+        bounds = ActionBounds(
+            start=population.policy.bounds.start, lower=-math.inf, upper=math.inf, initial_update=1.0, anneals=True
+        )
+        policy = population.policy._replace(scope="network", bounds=bounds)
         rates = torch.full((2 * len(LEVELS),), math.exp(population.log_rates[0]))
         super().__init__(population.spec, population.base, policy, rates, device=population.device)
         generator = torch.Generator().manual_seed(population.seed)
@@ -75,12 +77,14 @@ class _SweepTrainer(VectorisedTrainer):
 
     def choose(self, policy: dict[str, Tensor], start: Tensor) -> Tensor:
         changed = self._changes_at < self.steps
-        start = start + self.signals.landing * self._levels + (self._changes_at == self.steps) * self._change
+        start = start + self.signals.first_update * self._levels + (self._changes_at == self.steps) * self._change
         if self.steps in self.moments:
             self.seen.append(features(self.signals, start, self.steps, self.spec.steps, self.policy.signals))
             self.positions.append((self._levels + changed * self._change - LEVELS[0].log()) / _SPACING)
         still = torch.zeros_like(start)
-        return move(start, still, self.signals.cut, self.spec.steps, True, self.policy.reach, step=self.steps)
+        return apply_action(
+            start, still, self.signals.backoff, self.spec.steps, True, self.policy.bounds, step=self.steps
+        )
 
 
 def _log_uniform(low: float, high: float, generator: torch.Generator) -> Tensor:
