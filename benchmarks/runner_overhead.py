@@ -1,9 +1,9 @@
-"""What the runner costs over a bare loop written by hand on the same task, and how soon a cell is done in a new worker.
+"""What the runner costs over a bare loop written by hand on the same task, and how soon a run is done in a new worker.
 
 The bare loop makes network, optimizer, cosine schedule and batches, takes the steps and evaluates at the end as the run
 does, and keeps nothing: no curves, rates, checks, checkpoint or record. The two take turns, in one process that has run
 the task before. Besides the wall clock there is the time that the processor worked for this process, which is what can
-be compared where other programs run, too. A first cell is that of a new worker, imports and data included.
+be compared where other programs run, too. A first run is that of a new worker, imports and data included.
 
     python benchmarks/runner_overhead.py --out results/runner-overhead.json
 """
@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from measuring import write_record
-from metastep.lab.bench.cells import RunCell, cached_task
 from metastep.lab.bench.config import RunConfig
-from metastep.lab.bench.experiments.experiment import Arena
+from metastep.lab.bench.experiments import Workload
+from metastep.lab.bench.jobs import RunJob, cached_task
 from metastep.lab.bench.methods import METHODS
-from metastep.lab.bench.workers import process_context
+from metastep.lab.bench.plan import RunKey
+from metastep.lab.runtime.executor import process_context
 
 METHOD = "sgd-momentum/cosine"
 #: Steps of a run, by task: realistic steps first, then ones of a few tenths of a millisecond.
@@ -50,12 +51,13 @@ def bare(config: RunConfig) -> None:
 
 
 def run(base: RunConfig, folder: Path) -> None:
-    """The same as a cell of an experiment."""
-    values = METHODS[METHOD].defaults
-    cell = RunCell(task=base.task, method=METHOD, base=base, budget=1, values=values, folder=folder)
-    record = cell.run(lambda: False, lambda progress: None)
-    if record["status"] != "finished":
-        raise RuntimeError(record.get("error", record["status"]))
+    """The same as a job of an experiment."""
+    method = METHODS[METHOD]
+    key = RunKey(base.task, METHOD, 1, base.seed, 1.0)
+    job = RunJob(key=key, method=method, base=base, values=method.defaults, folder=folder)
+    record = job.run(lambda: False, lambda progress: None)
+    if record.status != "finished":
+        raise RuntimeError(record.error or record.status)
 
 
 def timed(call: Callable[[], None]) -> tuple[float, float]:
@@ -70,7 +72,7 @@ def measured(task: str, steps: int, rounds: int) -> dict[str, Any]:
     settings = {"threads": 1, "outer_valid": 200, "steps": steps, "eval_every": steps}
     if task.startswith("cifar10"):
         settings["train_size"] = 4000
-    base = replace(Arena(task=task, settings=settings).base({}), clip_norm=None, test=False)
+    base = replace(Workload(task=task, settings=settings).base({}), clip_norm=None, test=False)
     config = METHODS[METHOD].configure(base)
     with tempfile.TemporaryDirectory() as folder:
         bare(replace(config, total_steps=10))
@@ -91,18 +93,18 @@ def measured(task: str, steps: int, rounds: int) -> dict[str, Any]:
     return result
 
 
-def _first_cell(line: Any, folder: str) -> None:
-    """In a new process: run a cell of 1 step, tell when it began and ended."""
-    base = Arena(task="digits/mlp", settings={"threads": 1, "steps": 1}).base({})
+def _first_run(line: Any, folder: str) -> None:
+    """In a new process: make a run of 1 step, tell when it began and ended."""
+    base = Workload(task="digits/mlp", settings={"threads": 1, "steps": 1}).base({})
     run(base, Path(folder) / f"first-{os.getpid()}")
     line.send(time.time())
 
 
 def new_worker(context: Any, folder: str) -> float:
-    """Seconds from the request of a worker to the end of its first cell."""
+    """Seconds from the request of a worker to the end of its first run."""
     receiver, sender = context.Pipe(duplex=False)
     started = time.time()
-    process = context.Process(target=_first_cell, args=(sender, folder))
+    process = context.Process(target=_first_run, args=(sender, folder))
     process.start()
     ended: float = receiver.recv()
     process.join()
@@ -117,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {task: measured(task, TASKS[task], options.rounds) for task in options.tasks.split(",")}
-    context = process_context()
+    context = process_context(["metastep.lab.bench.jobs", "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
         first = new_worker(context, folder)  # starts the server that workers are forked from
         results["first_worker_seconds"] = first

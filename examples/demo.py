@@ -13,14 +13,14 @@ from pathlib import Path
 OUT = Path("demo")
 LEARNED = OUT / "learned" / "schedule.safetensors"
 # one base optimizer for all: the schedule was learned for SGD without momentum
-BASE = "--optimizer sgd --momentum 0 --weight-decay 5e-4 --threads 1"
+BASE = "--optimizer sgd --momentum 0 --weight-decay 5e-4 --set threads=1"
 # the closed forms get the best of three base rates; the learned schedule and its control are not tuned
 RIVALS = (
     f"--schedules constant,multistep,cosine,staircase,learned={LEARNED},control={LEARNED}@staircase "
     "--lrs 0.1,0.3,1 --seeds 3 --workers 2"
 )
 COMMANDS = {
-    "1. Learn a schedule on a small convnet": f"meta-train digits/convnet --threads 1 --out {OUT}/learned",
+    "1. Learn a schedule on a small convnet": f"meta-train digits/convnet --set threads=1 --out {OUT}/learned",
     "2. What was learned": f"inspect {LEARNED}",
     "3. Carry it to another network": f"compare digits/mlp {BASE} {RIVALS} "
     f"--out {OUT}/other-network --title 'Carried from a convnet to a perceptron'",

@@ -26,6 +26,12 @@ def refused(result, *words: str) -> None:
     [
         (("train", "cifar10/resnet10"), ("cifar10/resnet10", "cifar10/resnet18")),
         (("meta-train", "digit/mlp"), ("digit/mlp", "digits/mlp")),
+        ((*DIGITS, "--threads", "2"), ("--threads", "Write --set threads=VALUE")),
+        ((*DIGITS, "--set", "threads"), ("set must be NAME=VALUE, got 'threads'",)),
+        ((*DIGITS, "--set", "thread=1"), ("set must be a known name, got 'thread'", "did you mean threads")),
+        ((*DIGITS, "--set", "threads=many"), ("threads must be a whole number, got 'many'",)),
+        ((*DIGITS, "--set", "noise_rate=much"), ("noise_rate must be a number, got 'much'",)),
+        (("compare", "field/small"), ("field/small", "type: metastep experiment field/small")),
         (("train",), ("TASK must be given",)),
         ((*DIGITS, "--schedule", "cosin"), ("schedule must be", "'cosin'", "did you mean cosine")),
         (("compare", "digits/mlp", "--schedules", "cosine,constnt"), ("'constnt'", "constant")),
@@ -38,23 +44,23 @@ def refused(result, *words: str) -> None:
         ((*DIGITS, "--batch-size", "-3"), ("batch_size must be >= 1, got -3",)),
         (("train", "digits/mlp", "--steps", "-3"), ("total_steps must be >= 1, got -3",)),
         (("train", "digits/mlp", "--steps", "many"), ("--steps", "integer")),
-        ((*DIGITS, "--train-size", "-1"), ("train_size must be >= 1, got -1",)),
-        ((*DIGITS, "--train-size", "99999"), ("train_size must be in 1..1000, got 99999",)),
-        ((*DIGITS, "--inner-valid", "-1"), ("inner_valid must be >= 0, got -1",)),
-        ((*DIGITS, "--inner-valid", "9999"), ("inner_valid + outer_valid",)),
+        ((*DIGITS, "--set", "train_size=-1"), ("train_size must be >= 1, got -1",)),
+        ((*DIGITS, "--set", "train_size=99999"), ("train_size must be in 1..1000, got 99999",)),
+        ((*DIGITS, "--set", "inner_valid=-1"), ("inner_valid must be >= 0, got -1",)),
+        ((*DIGITS, "--set", "inner_valid=9999"), ("inner_valid + outer_valid",)),
         (("meta-train", "digits/mlp", "--hidden-size", "-1"), ("hidden_size must be >= 1, got -1",)),
-        (("meta-train", "digits/mlp", "--inner-valid", "0"), ("inner_valid must be > 0 to run",)),
-        ((*DIGITS, "--noise", "uniform", "--noise-rate", "1.2"), ("noise_rate must be in [0, 1], got 1.2",)),
-        ((*DIGITS, "--noise", "flip"), ("noise and noise_rate must be given together",)),
-        ((*DIGITS, "--noise-rate", "0.3"), ("noise and noise_rate must be given together",)),
-        ((*DIGITS, "--noise", "salt", "--noise-rate", "0.3"), ("noise must be uniform or flip, got 'salt'",)),
+        (("meta-train", "digits/mlp", "--set", "inner_valid=0"), ("inner_valid must be > 0 to run",)),
+        ((*DIGITS, "--set", "noise=uniform", "--set", "noise_rate=1.2"), ("noise_rate must be in [0, 1], got 1.2",)),
+        ((*DIGITS, "--set", "noise=flip"), ("noise and noise_rate must be given together",)),
+        ((*DIGITS, "--set", "noise_rate=0.3"), ("noise and noise_rate must be given together",)),
+        ((*DIGITS, "--set", "noise=salt", "--set", "noise_rate=0.3"), ("noise must be uniform or flip, got 'salt'",)),
         ((*DIGITS, "--epochs", "2"), ("steps and epochs must not both be given",)),
         ((*DIGITS, "--device", "cuda:99"), ("device must be", "'cuda:99'")),
         ((*DIGITS, "--device", "toaster"), ("device must be", "'toaster'")),
         ((*DIGITS, "--colour", "red"), ("--colour",)),
         (("trian",), ("'trian'",)),
-        (("train", "--resume", "nowhere"), ("no run in nowhere", "--resume wants a folder that a run made")),
-        (("compare", "--resume", "nowhere"), ("no comparison in nowhere",)),
+        (("train", "--resume", "nowhere"), ("no run in nowhere", "--resume needs a folder of a run")),
+        (("compare", "--resume", "nowhere"), ("no comparison or experiment in nowhere",)),
         (("train", "--resume", "nowhere", "--steps", "5"), ("resume must be given without steps",)),
         (("report", "nowhere"), ("no records (*.jsonl) in nowhere",)),
         (("inspect", "nowhere.pth"), ("no schedule file 'nowhere.pth'",)),
@@ -120,13 +126,13 @@ def test_a_folder_with_results_is_not_written_over(metastep, tmp_path: Path) -> 
             metastep(command, *DIGITS[1:], "--out", "run"), "out must be a new folder", "go on with it by --resume run"
         )
         refused(metastep(command, *DIGITS[1:], "--out", "cmp"), "out must be a new folder, cmp holds a comparison")
-    refused(metastep("train", "--resume", "cmp"), "it holds a comparison: metastep compare --resume cmp")
+    refused(metastep("train", "--resume", "cmp"), "it holds a comparison or an experiment: metastep compare")
     refused(metastep("compare", "--resume", "run"), "it holds a run: metastep train --resume run")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_two_broken_checkpoints_are_one_line_and_stay(metastep, tmp_path: Path) -> None:
-    assert metastep(*DIGITS, "--checkpoint-every", "2", "--out", "run").code == 0
+    assert metastep(*DIGITS, "--set", "checkpoint_every=2", "--out", "run").code == 0
     run = tmp_path / "run"
     (run / "record.json").unlink()
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
@@ -138,21 +144,21 @@ def test_two_broken_checkpoints_are_one_line_and_stay(metastep, tmp_path: Path) 
 
 
 def test_one_broken_checkpoint_is_a_note(metastep, tmp_path: Path) -> None:
-    assert metastep(*DIGITS, "--checkpoint-every", "2", "--out", "run").code == 0
+    assert metastep(*DIGITS, "--set", "checkpoint_every=2", "--out", "run").code == 0
     (tmp_path / "run" / "record.json").unlink()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"")
     result = metastep("train", "--resume", "run", "--json")
     assert result.code == 0
-    assert result.err.startswith("note: checkpoint.pt is no metastep checkpoint")
+    assert result.err.startswith("note: checkpoint.pt is truncated or damaged")
     assert "went back to checkpoint.previous.pt" in result.err
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema": 99}', '{"schema": 1}'])
-@pytest.mark.parametrize(("command", "file"), [("train", "run.json"), ("compare", "compare.json")])
+@pytest.mark.parametrize(("command", "file"), [("train", "run.json"), ("compare", "experiment.json")])
 def test_a_damaged_configuration_is_refused(metastep, tmp_path: Path, command: str, file: str, text: str) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / file).write_text(text)
-    refused(metastep(command, "--resume", "x"), "configuration")
+    refused(metastep(command, "--resume", "x"), file)
 
 
 def test_damaged_records_are_refused(metastep, tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_damaged_records_are_refused(metastep, tmp_path: Path) -> None:
 
 def test_the_report_of_an_unfinished_comparison_says_how_to_go_on(metastep, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "compare.json").write_text("{}")
+    (tmp_path / "x" / "experiment.json").write_text('{"candidates": [1]}')
     refused(metastep("report", "x"), "is not finished; resume it with: metastep compare --resume x")
 
 
@@ -177,7 +183,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(metastep, tmp_path: Path
         save(self, state)
 
     monkeypatch.setattr(CheckpointFile, "save", full)
-    result = metastep(*DIGITS, "--checkpoint-every", "2", "--out", "run", "--json")
+    result = metastep(*DIGITS, "--set", "checkpoint_every=2", "--out", "run", "--json")
     refused(result, "No space left", "the last good checkpoint is kept, go on with: metastep train --resume run")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

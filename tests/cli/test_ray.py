@@ -13,8 +13,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 __all__ = ["cluster"]
 
-SIZES = ("--steps", "20", "--every", "5", "--batch-size", "8", "--train-size", "60", "--threads", "1")
-TASKS = ("meta-train", "wine/mlp", "wine/mlp", "--inner-valid", "20", "--outer-valid", "20", *SIZES)
+SIZES = ("--steps", "20", "--every", "5", "--batch-size", "8", "--set", "train_size=60", "--set", "threads=1")
+TASKS = ("meta-train", "wine/mlp", "wine/mlp", "--set", "inner_valid=20", "--set", "outer_valid=20", *SIZES)
 
 
 def test_tasks_learn_on_a_cluster_what_they_learn_in_local_processes(metastep, cluster, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_an_address_without_a_cluster_is_one_line(metastep, address: str) -> Non
 
 def test_a_comparison_does_not_wait_where_nobody_listens(metastep) -> None:
     result = metastep(
-        "compare", "paper/hierarchy", "--tasks", "mnist/mlp", "--engine", "ray", "--address", "127.0.0.1:1"
+        "experiment", "paper/hierarchy", "--tasks", "mnist/mlp", "--engine", "ray", "--address", "127.0.0.1:1"
     )
     assert result.code == 2
     assert result.err.strip().splitlines()[-1].startswith("error: no Ray cluster at '127.0.0.1:1' (")

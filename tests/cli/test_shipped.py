@@ -27,7 +27,7 @@ def test_a_shipped_schedule_is_inspected_by_name(metastep, tmp_path: Path) -> No
 
 
 def test_a_shipped_schedule_drives_a_run_by_name(metastep, tmp_path: Path) -> None:
-    small = ("--steps", "6", "--train-size", "200", "--threads", "1", "--out", str(tmp_path / "run"), "--json")
+    small = ("--steps", "6", "--set", "train_size=200", "--set", "threads=1", "--out", str(tmp_path / "run"), "--json")
     record = metastep("train", "digits/mlp", "--schedule", "mlrsnet-cifar10", *small).json
     assert record["schedule"] == "mlrsnet-cifar10"
     assert record["scale"] > 0

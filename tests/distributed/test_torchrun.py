@@ -14,7 +14,7 @@ from tests.distributed import killed
 from metastep.lab.runtime.folder import CheckpointFile
 
 #: 33 rows are 16 and 17 for two processes, and the last batch of an epoch is smaller.
-RUN = ["meta-train", "digits/mlp", "--steps", "24", "--batch-size", "33", "--every", "4", "--checkpoint-every", "5"]
+RUN = ["meta-train", "digits/mlp", "--steps", "24", "--batch-size", "33", "--every", "4", "--set", "checkpoint_every=5"]
 
 
 def torchrun(*arguments: str, processes: int = 2, restarts: int = 0, **environment: str) -> Any:

@@ -10,8 +10,8 @@ from tests.lab.bench.running import Child, outcome, timeless
 from metastep.lab.records import read_records
 
 STEPS, EVERY = 400, 5
-SMALL = ("--steps", str(STEPS), "--batch-size", "8", "--train-size", "200", "--checkpoint-every", str(EVERY))
-QUIET = ("--log-every", "5", "--eval-every", "200", "--threads", "1")
+SMALL = ("--steps", str(STEPS), "--batch-size", "8", "--set", "train_size=200", "--set", f"checkpoint_every={EVERY}")
+QUIET = ("--set", "log_every=5", "--set", "eval_every=200", "--set", "threads=1")
 COMMANDS = {
     "train": ("train", "digits/mlp", "--momentum", "0.9", *SMALL, *QUIET),
     "meta-train": ("meta-train", "digits/mlp", "--every", "4", "--hidden-size", "4", *SMALL, *QUIET),

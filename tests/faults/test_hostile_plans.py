@@ -12,30 +12,27 @@ from tests.faults.test_hostile_files import fuzzed, values
 from tests.lab.bench.experiments import plan
 from tests.lab.bench.running import Child, learning_config, run_config
 
-from metastep.lab.bench.compare import Comparison
-from metastep.lab.bench.entrants import CompareConfig, Entrant
-from metastep.lab.bench.plans import Plan
+from metastep.lab.bench.plan import ExperimentPlan
 from metastep.lab.bench.task_folder import SCHEMA, read_tasks
 
 #: The file of each, how it is read, and what a good one holds.
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "compare.json": (
-        Comparison.resume,
-        CompareConfig(
-            base=run_config(), entrants=(Entrant(label="cosine", schedule="cosine"),), seeds=2, lrs=(0.1,)
-        ).to_json(),
-    ),
     "tasks.json": (
         read_tasks,
         json.dumps({"schema": SCHEMA, "tasks": [json.loads(learning_config(seed=seed).to_json()) for seed in (0, 1)]}),
     ),
-    "experiment.json": (Plan.read, plan().to_json()),
+    "experiment.json": (ExperimentPlan.read, plan().to_json()),
+    "comparison/experiment.json": (
+        lambda folder: ExperimentPlan.read(folder / "comparison"),
+        ExperimentPlan.comparison(run_config(), [("cosine", "cosine")], seeds=2, lrs=(0.1, 0.2)).to_json(),
+    ),
 }
 NAMES = pytest.mark.parametrize("name", FILES)
 
 
 def read(name: str, content: bytes, folder: Path) -> None:
     """Read a file of this content; only a ValueError of one line that names something may come of it."""
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
     try:
         FILES[name][0](folder)
@@ -61,6 +58,7 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @NAMES
 def test_the_good_one_is_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(FILES[name][1])
     assert FILES[name][0](tmp_path)
 
@@ -70,6 +68,7 @@ def test_the_good_one_is_read(name: str, tmp_path: Path) -> None:
 @fuzzed
 def test_any_bytes_are_refused(name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=r".") as caught:
         FILES[name][0](folder)
@@ -105,8 +104,8 @@ def test_a_cut_or_flipped_file_is_read_or_refused(
 @pytest.mark.parametrize(
     ("name", "command", "content"),
     [
-        ("compare.json", "compare", '{"base": 1'),
-        ("compare.json", "compare", '{"base": {}, "entrants": [3], "seeds": "two", "lrs": null}'),
+        ("experiment.json", "compare", '{"schema": 1, "candidates": [3], "seeds": "two", "lrs": null}'),
+        ("experiment.json", "experiment", '{"schema": 1'),
         ("tasks.json", "meta-train", "[]"),
         ("tasks.json", "meta-train", '{"schema": 1, "tasks": [{"task": "digits/mlp", "lr": "high"}]}'),
         ("experiment.json", "compare", "\x00"),

@@ -15,7 +15,17 @@ from metastep.lab.bench.run import Run
 from metastep.lab.runtime.folder import CheckpointFile, Folder
 from metastep.lab.runtime.stop_signals import StopSignal
 
-TWO_TASKS = ("meta-train", "wine/mlp", "wine/mlp", "--train-size", "60", "--inner-valid", "20", "--outer-valid", "20")
+TWO_TASKS = (
+    "meta-train",
+    "wine/mlp",
+    "wine/mlp",
+    "--set",
+    "train_size=60",
+    "--set",
+    "inner_valid=20",
+    "--set",
+    "outer_valid=20",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -36,7 +46,7 @@ def test_sigterm_saves_and_exits_0_and_the_rest_is_as_ever(
 
 JOBS = {
     "compare": (*COMMANDS["compare"], "--workers", "2"),
-    "meta-train": (*TWO_TASKS, "--steps", "400", "--every", "5", "--batch-size", "8", "--checkpoint-every", "20"),
+    "meta-train": (*TWO_TASKS, "--steps", "400", "--every", "5", "--batch-size", "8", "--set", "checkpoint_every=20"),
 }
 
 

@@ -4,8 +4,8 @@ import sys
 
 import typer
 
-from metastep.cli import compare, evolve, inspect, listing, meta_train, report, train
-from metastep.cli.options import Stopped
+from metastep.cli import compare, evolve, experiment, inspect, listing, meta_train, report, train
+from metastep.cli.options import SETTINGS, Stopped
 
 app = typer.Typer(
     name="metastep",
@@ -17,6 +17,7 @@ app.command("train")(train.train)
 app.command("meta-train")(meta_train.meta_train)
 app.command("evolve")(evolve.evolve)
 app.command("compare")(compare.compare)
+app.command("experiment")(experiment.experiment)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("list")(listing.listing)
@@ -50,12 +51,18 @@ def main() -> None:
         typer.echo("stopped.", err=True)
         sys.exit(130)
     except _UsageError as error:
-        _refuse(error.format_message())  # type: ignore[attr-defined]
+        _refuse(error.format_message() + _moved(getattr(error, "option_name", "")))  # type: ignore[attr-defined]
     except (ValueError, OSError, ImportError) as error:
         _refuse(str(error))
     if code == 130:  # Ctrl-C where nothing was begun; newer versions of typer return it
         typer.echo("stopped.", err=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _moved(option: str) -> str:
+    """Say where an option is that ``--set`` has taken in."""
+    name = option.lstrip("-").replace("-", "_")
+    return f" Write --set {name}=VALUE." if name in SETTINGS else ""
 
 
 def _refuse(message: str) -> None:

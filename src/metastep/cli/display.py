@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from metastep.lab.bench.counting import ComparisonProgress
     from metastep.lab.bench.run import Progress as RunProgress
+    from metastep.lab.bench.runner import ExperimentProgress
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _console = Console(stderr=True, highlight=False)
@@ -70,12 +70,12 @@ def run_bar(title: str, *, quiet: bool) -> Iterator[Callable[[RunProgress], None
 
 
 @contextmanager
-def comparison_bar(*, quiet: bool) -> Iterator[Callable[[ComparisonProgress], None]]:
-    """A bar over the steps of all runs of a comparison, with the numbers of the one that moved last."""
+def experiment_bar(*, quiet: bool) -> Iterator[Callable[[ExperimentProgress], None]]:
+    """A bar over the steps of all runs of an experiment, with the numbers of the one that moved last."""
     with _started_late(_bar(quiet)) as (bar, start):
         line = bar.add_task("runs", total=None, numbers="")
 
-        def watch(progress: ComparisonProgress) -> None:
+        def watch(progress: ExperimentProgress) -> None:
             start()
             runs = f"{progress.runs_done}/{progress.runs} runs"
             numbers = f"{progress.label}  {'' if progress.run is None else _numbers(progress.run)}"

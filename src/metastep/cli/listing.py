@@ -13,12 +13,12 @@ from metastep.cli.display import say, show
 
 def listing(
     kind: Annotated[
-        str | None, typer.Argument(help="Only tasks, schedules, optimizers, methods or experiments.")
+        str | None, typer.Argument(help="Only tasks, schedules, optimizers, methods, experiments or settings.")
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """List the tasks, schedules (those that ship with the package included), optimizers, methods and experiments."""
-    from metastep.lab.bench.experiments.table import EXPERIMENTS
+    """List what can be named: tasks, schedules, optimizers, methods, experiments, and the settings for --set."""
+    from metastep.lab.bench.experiments import EXPERIMENTS
     from metastep.lab.bench.methods import METHODS
     from metastep.lab.bench.names import unknown_name
     from metastep.lab.bench.optimizers import OPTIMIZERS
@@ -35,6 +35,7 @@ def listing(
         },
         "methods": {name: f"{m.summary}; tunes {m.tunes()}" for name, m in METHODS.items()},
         "experiments": {name: experiment.summary for name, experiment in EXPERIMENTS.items()},
+        "settings": {name: summary for name, (_, summary) in o.SETTINGS.items()},
     }
     if kind is not None:
         if kind not in tables:

@@ -22,7 +22,71 @@ TaskName = Annotated[
 Lr = Annotated[float | None, typer.Option(help="Base rate; schedules that scale themselves do not read it.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: a new one under runs/.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with what lies in this folder, bit for bit.")]
+DataFolder = Annotated[
+    str | None, typer.Option("--data", help="Folder of the data; default: METASTEP_DATA, ./data, ../shared/data.")
+]
+Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")]
+Workers = Annotated[int, typer.Option(help="Processes; each takes a run at a time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+#: Further settings of a run, given as ``--set NAME=VALUE``: type, and what it is.
+SETTINGS: dict[str, tuple[type, str]] = {
+    "warmup": (int, "steps of linear warm-up"),
+    "train_size": (int, "train on so many examples only"),
+    "inner_valid": (int, "examples held out to learn schedules from"),
+    "outer_valid": (int, "examples held out for curves and choices"),
+    "noise": (str, "label noise of the training split: uniform or flip"),
+    "noise_rate": (float, "share of wrong labels, in [0, 1]"),
+    "threads": (int, "CPU threads of a run"),
+    "log_every": (int, "steps between entries of the training curve"),
+    "eval_every": (int, "steps between evaluations on held-out data"),
+    "checkpoint_every": (int, "steps between checkpoints; about half a minute otherwise"),
+    "clip_norm": (float, "bound on the norm of the gradient"),
+    "steps": (int, "optimizer steps of a run"),
+    "epochs": (float, "passes over the training data, instead of steps"),
+    "batch_size": (int, "examples a step, of all processes together"),
+    "optimizer": (str, "base optimizer"),
+    "momentum": (float, "momentum of the optimizer"),
+    "weight_decay": (float, "weight decay of the optimizer"),
+}
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A further setting of a run, such as threads=1, as often as needed; `metastep list settings` names them.",
+    ),
+]
+
+
+def settings(given: Iterable[str] | None) -> dict[str, Any]:
+    """Return what ``--set`` says, by the names that ``bench.protocols`` knows.
+
+    Raises:
+        ValueError: for an unknown name, a value of another type, or label noise of which only one part is given.
+    """
+    from metastep.lab.bench.names import unknown_name
+
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ValueError(f"set must be NAME=VALUE, got {text!r}; write --set threads=1.")
+        if name not in SETTINGS:
+            raise unknown_name("set", name, SETTINGS)
+        kind = SETTINGS[name][0]
+        try:
+            found["warmup_steps" if name == "warmup" else name] = kind(value.strip())
+        except ValueError:
+            wanted = {int: "a whole number", float: "a number"}[kind]
+            raise ValueError(f"{name} must be {wanted}, got {value.strip()!r}.") from None
+    if ("noise" in found) is not ("noise_rate" in found):
+        raise ValueError(
+            f"noise and noise_rate must be given together, got {found.get('noise')} and {found.get('noise_rate')}."
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,32 +101,18 @@ class RunOptions:
     optimizer: Annotated[str | None, typer.Option(help="Base optimizer; default: the task's.")] = None
     momentum: Annotated[float | None, typer.Option(help="Momentum of the optimizer.")] = None
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the optimizer.")] = None
-    warmup_steps: Annotated[int | None, typer.Option("--warmup", help="Steps of linear warm-up.")] = None
-    train_size: Annotated[int | None, typer.Option(help="Train on so many examples only.")] = None
-    inner_valid: Annotated[int | None, typer.Option(help="Examples held out to learn schedules from.")] = None
-    outer_valid: Annotated[int | None, typer.Option(help="Examples held out for curves and choices.")] = None
-    noise: Annotated[str | None, typer.Option(help="Label noise of the training split: uniform or flip.")] = None
-    noise_rate: Annotated[float | None, typer.Option(help="Share of wrong labels, in [0, 1].")] = None
-    data_dir: Annotated[
-        str | None, typer.Option("--data", help="Folder of the data; default: METASTEP_DATA, ./data, ../shared/data.")
-    ] = None
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")] = "cpu"
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a run.")] = None
-    log_every: Annotated[int | None, typer.Option(help="Steps between entries of the training curve.")] = None
-    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations on held-out data.")] = None
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints; default: about every half minute.")
-    ] = None
+    data_dir: DataFolder = None
+    device: Device = "cpu"
+    set: Settings = None
 
     def given(self) -> dict[str, Any]:
         """What was said, by the names that ``bench.protocols`` knows.
 
         Raises:
-            ValueError: for label noise of which only the kind or only the share is given.
+            ValueError: for a wrong ``--set``.
         """
-        if (self.noise is None) is not (self.noise_rate is None):
-            raise ValueError(f"noise and noise_rate must be given together, got {self.noise} and {self.noise_rate}.")
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        options = {name: value for name, value in asdict(self).items() if value is not None and name != "set"}
+        return {**settings(self.set), **options}
 
 
 def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -101,11 +151,8 @@ takes_run_options = takes(run=RunOptions)
 
 def typed(context: typer.Context, names: Iterable[str]) -> list[str]:
     """Those of the options that were typed, as they are typed."""
-    return [
-        name.replace("_", "-")
-        for name in names
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
+    flags = {parameter.name: parameter.opts[0].lstrip("-") for parameter in context.command.params}
+    return [flags[name] for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
 
 
 class Stopped(Exception):
@@ -180,7 +227,7 @@ def new_folder(out: Path | None, what: str) -> Path:
         "run.json": "a run",
         "compare.json": "a comparison",
         "tasks.json": "a run of tasks",
-        "experiment.json": "an experiment",
+        "experiment.json": "a comparison or an experiment",
         "evolution.json": "an evolution",
         "population.json": "a training of an older version",
     }

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 from tests.lab.bench.running import CIRCUMSTANCES, run_config, without
 
-from metastep.lab.bench.engines.local import Local
 from metastep.lab.bench.methods import METHODS
-from metastep.lab.bench.plans import Plan
-from metastep.lab.bench.records_file import records_of
+from metastep.lab.bench.plan import ExperimentPlan, RunKey
 from metastep.lab.bench.runner import ExperimentRun
-from metastep.lab.bench.wanted import Place
+from metastep.lab.records import Record, read_records
+from metastep.lab.runtime.executor import LocalExecutor
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> ExperimentPlan:
     """Two methods on digits/mlp: 12 steps, 2 seeds, budgets of 1 and 3 trials, 10 times the rate."""
     base = run_config(total_steps=12, checkpoint_every=5, threads=1, optimizer_options={"weight_decay": 5e-4})
     values: dict[str, Any] = {
@@ -28,30 +27,30 @@ def plan(**changes: Any) -> Plan:
         "study": "fixed",
         **changes,
     }
-    return Plan(**values)
+    return ExperimentPlan(**values)
 
 
-def executed(folder: Path, one: Plan | None = None, **options: Any) -> list[dict[str, Any]]:
+def executed(folder: Path, one: ExperimentPlan | None = None, **options: Any) -> list[Record]:
     """The records of an experiment that is run to its end."""
-    records = ExperimentRun(one or plan(), folder, **options).execute(Local())
+    records = ExperimentRun(one or plan(), folder, **options).execute(LocalExecutor())
     assert records is not None
     return records
 
 
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
+def timeless(record: Record) -> dict[str, Any]:
     """A record without clocks and circumstances."""
-    bare = without(record, *CIRCUMSTANCES)
-    return {**bare, **{curve: without(bare[curve], "seconds") for curve in ("train", "valid")}}
+    bare = without(record.as_dict(), *CIRCUMSTANCES)
+    return {**bare, **{curve: without(bare[curve], "seconds") for curve in ("train", "valid", "meta") if curve in bare}}
 
 
 def all_timeless(folder: Path) -> list[dict[str, Any]]:
     """The records of a folder without clocks."""
-    return [timeless(record) for _, record in records_of(folder / "records.jsonl")]
+    return [timeless(record) for _, record in read_records(folder / "records.jsonl")]
 
 
-def places(records: list[dict[str, Any]]) -> list[Place]:
+def keys(records: list[Record]) -> list[RunKey]:
     """What they are of."""
-    return [Place.of(record) for record in records]
+    return [RunKey.of(record) for record in records]
 
 
 class Failing(type(METHODS["sgd/constant"])):
@@ -70,6 +69,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> str:
     return "failing"
 
 
-def diverging() -> Plan:
+def diverging() -> ExperimentPlan:
     """One method that diverges at 1e12 times its rate, and ends well at its own."""
     return replace(plan(), methods=("sgd/constant",), factors=(1e12,))

@@ -93,7 +93,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
-        *("tests.lab.bench.running", "metastep.lab.bench.compare", "metastep.cli", "metastep.lab.report"),
+        *("tests.lab.bench.running", "metastep.lab.bench.runner", "metastep.cli", "metastep.lab.report"),
         *("torch.utils.tensorboard", "torch._dynamo", "sklearn.datasets"),  # torch.optim asks for the second
     ]
 )

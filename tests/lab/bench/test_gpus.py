@@ -1,6 +1,5 @@
-"""How runs share GPUs: by fractions on a Ray cluster that says it has one, in turn among local workers."""
+"""How runs share GPUs by fractions on a Ray cluster that says it has one, and devices that are not here."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,36 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.lab.bench.experiments import plan
 
-from metastep.lab.bench import workers
-from metastep.lab.bench.engines.local import Local
 from metastep.lab.bench.runner import ExperimentRun
+from metastep.lab.runtime.executor import Executor, LocalExecutor, RayExecutor
 
-#: For a cell to see another begin: a worker of Ray imports torch first.
+#: For an item to see another begin: a worker of Ray imports torch first.
 PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """A cell that looks how many others are at work; told to, it waits until there are two."""
+    """An item that looks how many others are at work; told to, it waits until there are two."""
 
     folder: Path
     label: str
     waits: bool = False
-    total_steps: int = 1
 
-    def run(self, should_stop: Callable[[], bool], on_progress: Callable[[Any], None]) -> dict[str, Any]:
-        """Give the most that were at work at once, and the GPUs that are to be seen."""
-        mine, most, until = self.folder / self.label, 0, time.monotonic() + PATIENCE
-        mine.touch()
-        looks = 0
-        while looks < 2000 or (self.waits and most < 2 and time.monotonic() < until):
-            looks += 1
-            most = max(most, len(os.listdir(self.folder)))
-        mine.unlink()
-        return {"status": "finished", "most": most, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+def meet(item: Meeting, should_stop: Callable[[], bool], report: Callable[[Any], None]) -> dict[str, Any]:
+    """Give the most that were at work at once, and the GPUs that are to be seen."""
+    mine, most, until = item.folder / item.label, 0, time.monotonic() + PATIENCE
+    mine.touch()
+    looks = 0
+    while looks < 2000 or (item.waits and most < 2 and time.monotonic() < until):
+        looks += 1
+        most = max(most, len(os.listdir(item.folder)))
+    mine.unlink()
+    return {"most": most, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +51,11 @@ def ray() -> Iterator[Any]:
 
 
 def results(folder: Path, share: float, *, waits: bool) -> list[dict[str, Any]]:
-    """What six cells give, each on such a share of a GPU."""
-    from metastep.lab.bench.engines.ray_cluster import RayCluster
-
+    """What six items give, each on such a share of a GPU."""
     folder.mkdir()
-    cells = {number: Meeting(folder, str(number), waits=waits and number < 2) for number in range(6)}
-    ended = dict(RayCluster(gpus_per_run=share)(cells, lambda: False, lambda *moved: None))
-    assert ended.keys() == cells.keys()
+    items = [Meeting(folder, str(number), waits=waits and number < 2) for number in range(6)]
+    ended = dict(RayExecutor(gpus=share).run(meet, items))
+    assert len(ended) == len(items)
     return list(ended.values())
 
 
@@ -81,41 +76,33 @@ def test_more_gpus_than_a_machine_has_are_refused_rather_than_waited_for(ray, tm
 
 def test_a_share_that_ray_cannot_give_is_refused_at_once():
     pytest.importorskip("ray", reason="Ray is not installed")
-    from metastep.lab.bench.engines.ray_cluster import RayCluster
-
     with pytest.raises(ValueError, match=r"gpus_per_run must be whole above 1, got 1\.5"):
-        RayCluster(gpus_per_run=1.5)
+        RayExecutor(gpus=1.5)
 
 
 def test_without_ray_a_share_is_refused_by_name(start):
-    child = start("compare", "field/small", "--gpus-per-run", "0.5")
+    child = start("experiment", "field/small", "--gpus-per-run", "0.5")
     assert child.end() == 2
     assert child.err == "error: gpus-per-run must be given with --engine ray only, got it with the local engine.\n"
-
-
-def test_local_workers_take_the_gpus_in_turn(monkeypatch):
-    taken, shared = [], multiprocessing.get_context("spawn").Value("i", 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(workers, "leave_signals_to_parent", lambda: None)
-    monkeypatch.setattr(workers, "_shared", None)
-    for _ in range(4):
-        workers._begin(None, None, shared, 4)
-    assert taken == [0, 1, 0, 1]
 
 
 def test_the_device_need_not_be_on_the_machine_that_asks_a_cluster(tmp_path):
     base = replace(plan().bases["digits/mlp"], device="cuda:77")
     one = ExperimentRun(replace(plan(), bases={"digits/mlp": base}, methods=("sgd/constant",)), tmp_path)
     with pytest.raises(ValueError, match="device must be one that this machine and torch have, got 'cuda:77'"):
-        one.execute(Local())
+        one.execute(LocalExecutor())
     assert list(tmp_path.iterdir()) == []
     given = []
 
-    def elsewhere(cells, should_stop, watch):
-        given.extend(cell.base.device for cell in cells.values())
-        return iter(())
+    class Elsewhere(Executor):
+        local = False
 
-    elsewhere.here = False
-    assert one.execute(elsewhere) is None
+        def run(self, function, items, **options):
+            given.extend(item.base.device for item in items)
+            return iter(())
+
+        def close(self) -> None:
+            pass
+
+    assert one.execute(Elsewhere()) is None
     assert set(given) == {"cuda:77"}

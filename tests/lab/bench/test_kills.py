@@ -15,12 +15,23 @@ from metastep.lab.runtime.folder import CheckpointFile
 Start = Callable[..., Child]
 
 LEARNING = (
-    *("meta-train", "digits/convnet", "--steps", "60", "--batch-size", "16", "--train-size", "200", "--every", "5"),
-    *("--hidden-size", "6", "--log-every", "4", "--eval-every", "15", "--checkpoint-every", "7", "--threads", "1"),
+    *("meta-train", "digits/convnet", "--steps", "60", "--batch-size", "16", "--set", "train_size=200", "--every", "5"),
+    *(
+        "--hidden-size",
+        "6",
+        "--set",
+        "log_every=4",
+        "--set",
+        "eval_every=15",
+        "--set",
+        "checkpoint_every=7",
+        "--set",
+        "threads=1",
+    ),
 )
 COMPARE = (
     *("compare", "digits/mlp", "--schedules", "cosine,constant", "--lrs", "0.05,0.1", "--seeds", "2", "--steps", "60"),
-    *("--train-size", "300", "--checkpoint-every", "5", "--log-every", "5", "--threads", "1"),
+    *("--set", "train_size=300", "--set", "checkpoint_every=5", "--set", "log_every=5", "--set", "threads=1"),
 )
 
 
@@ -90,7 +101,7 @@ def test_a_signal_stops_a_run_cleanly_and_says_how_to_go_on(start, undisturbed, 
 
 
 def test_a_folder_in_use_is_refused_in_one_line(start: Start, tmp_path: Path) -> None:
-    child = start(*LEARNING[:2], "--steps", "100000", "--checkpoint-every", "5", "--out", "run")
+    child = start(*LEARNING[:2], "--steps", "100000", "--set", "checkpoint_every=5", "--out", "run")
     wait_for(child, (tmp_path / "run" / "checkpoint.pt").exists)
     live = child.process.pid
     second = start("meta-train", "--resume", "run")
@@ -111,7 +122,6 @@ def test_an_interrupted_comparison_ends_like_one_that_was_not(start, undisturbed
     if number != signal.SIGKILL:
         assert code == (130 if number == signal.SIGINT else 0), child.err
         assert child.err.splitlines()[-1] == "stopped; go on with: metastep compare --resume cmp"
-    assert not (tmp_path / "cmp" / "records.jsonl").exists()
     finished = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/record.json")}
     resumed = start("compare", "--resume", "cmp", "--workers", str(workers))
     while resumed.end() == 2 and "in use" in resumed.err:  # workers of the killed one are still going down

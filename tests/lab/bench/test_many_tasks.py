@@ -28,8 +28,19 @@ TASKS = (
     learning_config(task="wine/mlp", train_size=60, inner_valid=20, outer_valid=20, seed=1, threads=1),
 )
 SHORT = (
-    *("--steps", "160", "--batch-size", "16", "--train-size", "60", "--inner-valid", "20", "--outer-valid", "20"),
-    *("--every", "4", "--hidden-size", "4", "--checkpoint-every", "8", "--threads", "1"),
+    *(
+        "--steps",
+        "160",
+        "--batch-size",
+        "16",
+        "--set",
+        "train_size=60",
+        "--set",
+        "inner_valid=20",
+        "--set",
+        "outer_valid=20",
+    ),
+    *("--every", "4", "--hidden-size", "4", "--set", "checkpoint_every=8", "--set", "threads=1"),
 )
 
 

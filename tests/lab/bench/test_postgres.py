@@ -14,9 +14,9 @@ import pytest
 from tests.lab.bench.experiments import all_timeless, executed, plan
 from tests.lab.bench.running import differences
 
-from metastep.lab.bench.engines.local import Local
 from metastep.lab.bench.runner import ExperimentRun
-from metastep.lab.bench.studies import StorageUnreachable, check_storage
+from metastep.lab.bench.tuning import StorageUnreachable, check_storage
+from metastep.lab.runtime.executor import LocalExecutor
 
 pytest.importorskip("psycopg", reason="psycopg, the driver of PostgreSQL, is not installed")
 PASSWORD = "s3cr3t-w0rd"
@@ -90,8 +90,8 @@ def holding_the_password(folder: Path) -> list[str]:
 
 
 def test_two_workers_keep_their_trials_in_it_and_find_what_a_journal_finds(server, start, tmp_path: Path) -> None:
-    arguments = "--tasks digits/mlp,wine/mlp --methods sgd/constant,adamw/cosine --steps 12 --budgets 1,3 --seeds 1"
-    command = ("compare", "field/small", *arguments.split(), "--json")
+    arguments = "--tasks digits/mlp,wine/mlp --methods sgd/constant,adamw/cosine --set steps=12 --budgets 1,3 --seeds 1"
+    command = ("experiment", "field/small", *arguments.split(), "--json")
     child = start(*command, "--workers", "2", "--storage", server.url, "--out", "there")
     assert child.end() == 0, child.err
     assert PASSWORD not in child.out + child.err
@@ -113,13 +113,13 @@ def test_a_server_that_is_lost_on_the_way_is_said_in_a_line_and_nothing_is_lost(
 
     small = replace(plan(), study="lost-on-the-way")
     with pytest.raises(StorageUnreachable, match="storage must be an Optuna storage that can be reached") as raised:
-        ExperimentRun(small, tmp_path / "there", storage=server.url).execute(Local(), on_progress=lose)
+        ExperimentRun(small, tmp_path / "there", storage=server.url).execute(LocalExecutor(), on_progress=lose)
     assert lost
     assert PASSWORD not in str(raised.value)
     assert "\n" not in str(raised.value)
     server.start()
     again = ExperimentRun.resume(tmp_path / "there", storage=server.url)
-    assert again.execute(Local()) is not None
+    assert again.execute(LocalExecutor()) is not None
     assert holding_the_password(tmp_path) == []
     executed(tmp_path / "here", small)
     assert differences(all_timeless(tmp_path / "there"), all_timeless(tmp_path / "here")) == []

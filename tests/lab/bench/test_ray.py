@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.lab.bench.experiments import executed, places, plan, timeless
+from tests.lab.bench.experiments import executed, keys, plan, timeless
 from tests.lab.bench.running import differences
 
-from metastep.lab.bench.engines.ray_cluster import RayCluster
 from metastep.lab.bench.runner import ExperimentRun
+from metastep.lab.runtime.executor import RayExecutor
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.filterwarnings(
@@ -49,9 +49,9 @@ def test_a_node_may_be_lost_and_nothing_is_lost_or_run_twice(cluster, tmp_path: 
             lost.append(time.monotonic())
             cluster.remove_node(second, allow_graceful=False)
 
-    records = ExperimentRun(small, tmp_path / "ray").execute(RayCluster(cluster.address), on_progress=watch)
+    records = ExperimentRun(small, tmp_path / "ray").execute(RayExecutor(cluster.address), on_progress=watch)
     assert lost
     assert all(times == 1 for label, times in Counter(ended).items() if label.endswith("search"))
-    assert len(records) == len(set(places(records))) == 8
+    assert len(records) == len(set(keys(records))) == 8
     here = executed(tmp_path / "here", small)
     assert differences([timeless(r) for r in records], [timeless(r) for r in here]) == []

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from metastep.lab.bench.schedules import PUBLISHED_SNAPSHOTS, SCHEDULES, make_schedule, published_snapshots, scaled_by
+from metastep.lab.bench.schedules import (
+    PUBLISHED_SNAPSHOTS,
+    SCHEDULES,
+    make_schedule,
+    published_snapshots,
+    scaled_by,
+    schedule_is_there,
+    split_schedules,
+)
 from metastep.schedules import FixedOutput, LearnedLR, MLRSNet, Phased, load_schedule, save_schedule
 
 
@@ -93,3 +101,58 @@ def test_the_control_of_a_schedule_is_a_staircase(files: list[str]) -> None:
 def test_what_is_no_schedule_is_refused(files: list[str], schedule: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make_schedule(schedule.replace("{file}", files[0]), 30, text=False)
+
+
+#: Folders and files with every sign that has a meaning elsewhere on the command line.
+ODD = ("lr+warmup/s.safetensors", "me@firm/s.safetensors", "a,b/c,d.safetensors", "x=1/y=2.safetensors", "a@staircase")
+
+
+@pytest.fixture
+def odd(files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Schedule files with such names, relative to the working folder."""
+    for name in ODD:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(Path(files[0]).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return [*ODD]
+
+
+def test_what_exists_as_a_file_is_a_file(odd: list[str], tmp_path: Path) -> None:
+    for name in (*odd, *(str(tmp_path / name) for name in odd)):
+        assert schedule_is_there(name)
+        assert isinstance(make_schedule(name, 30, text=False)[0], MLRSNet)
+        phases, _ = make_schedule(f"{name}+{odd[0]}@staircase", 30, text=False)
+        assert isinstance(phases, Phased)
+        assert len(phases.schedules) == 2
+
+
+def test_a_list_of_schedules_is_split_beside_the_names_of_files_and_at_labels(odd: list[str], files: list[str]) -> None:
+    plain, at, comma, equal, control = odd
+    given = f"cosine, {plain},{at},mine={comma}, {comma},{equal},own={equal},{control},c={plain}@staircase,{plain}+{at}"
+    assert split_schedules(given) == [
+        ("cosine", "cosine"),
+        ("s", plain),
+        ("s", at),
+        ("mine", comma),
+        ("c,d", comma),
+        ("y=2", equal),
+        ("own", equal),
+        ("a@staircase", control),
+        ("c", f"{plain}@staircase"),
+        ("s+s", f"{plain}+{at}"),
+    ]
+    assert split_schedules(f"mine={files[0]}") == [("mine", files[0])]
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "schedule"),
+    [
+        ("cosine", "cosine", "cosine"),
+        ("mine=a/b.safetensors", "mine", "a/b.safetensors"),
+        ("a/b.safetensors", "b", "a/b.safetensors"),
+        ("a/b.pth+c.pth@staircase", "b+c@staircase", "a/b.pth+c.pth@staircase"),
+        ("x" * 5000, "x" * 5000, "x" * 5000),
+    ],
+)
+def test_a_candidate_is_a_name_a_file_or_both(text: str, label: str, schedule: str) -> None:
+    assert split_schedules(text) == [(label, schedule)]

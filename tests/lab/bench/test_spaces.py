@@ -5,7 +5,7 @@ import math
 import optuna
 import pytest
 
-from metastep.lab.bench.spaces import Choice, LogUniform, Uniform
+from metastep.lab.bench.method import Choice, LogUniform, Uniform
 
 SPACES = [LogUniform(1e-4, 1.0), Uniform(-1, 2.5), Choice((1, None, "a", 0.5))]
 

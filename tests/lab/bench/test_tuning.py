@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from metastep.lab.bench.method import Method
+from metastep.lab.bench.method import Choice, LogUniform, Method, Uniform
 from metastep.lab.bench.methods import METHODS
-from metastep.lab.bench.spaces import Choice, LogUniform, Uniform
-from metastep.lab.bench.studies import StorageUnreachable, check_storage, open_study
-from metastep.lab.bench.tuning import EVEN_TRIALS, Search, Trial, winner
+from metastep.lab.bench.tuning import (
+    EVEN_TRIALS,
+    Search,
+    StorageUnreachable,
+    Trial,
+    check_storage,
+    open_study,
+    winner,
+)
 
 METHOD = Method(
     name="tried",

@@ -176,7 +176,7 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / "run.json"
     if not path.is_file():
         compared = any((folder / name).is_file() for name in ("compare.json", "experiment.json"))
-        other = f"it holds a comparison: metastep compare --resume {folder}"
+        other = f"it holds a comparison or an experiment: metastep compare --resume {folder}"
         raise FileNotFoundError(f"no run in {folder}; {other if compared else '--resume needs a folder of a run'}.")
     return RunConfig.from_json(path.read_bytes(), str(path))
 

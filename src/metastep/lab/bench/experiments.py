@@ -1,4 +1,8 @@
-"""An experiment: which methods meet on which tasks, with how many trials and seeds, small and in full."""
+"""Every experiment that can be named: which methods meet on which workloads, with how many trials and seeds.
+
+Each has a small scale, for two cores and in minutes, and most have a full one, for a GPU. A new experiment is an entry
+of :data:`EXPERIMENTS`.
+"""
 
 import math
 from collections.abc import Mapping
@@ -6,20 +10,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from metastep.lab.bench.config import RunConfig
+from metastep.lab.bench.names import unknown_name
 from metastep.lab.bench.protocols import training
 from metastep.lab.tasks.table import recipe_of
 
 ScaleName = Literal["small", "full"]
 
-#: Looks at outer_valid, and entries of the training curve, in a run of an experiment; unless an arena says otherwise.
-LOOKS, ENTRIES = 10, 25
+#: Evaluations on outer_valid, and entries of the training curve, in a run; unless a workload says otherwise.
+EVALUATIONS, ENTRIES = 10, 25
 
 #: Settings that go when another length is given.
 _LENGTH = ("steps", "epochs", "eval_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arena:
+class Workload:
     """A task of an experiment, under its settings.
 
     Args:
@@ -38,7 +43,7 @@ class Arena:
         return self.label or self.task
 
     def base(self, given: Mapping[str, Any]) -> RunConfig:
-        """Return the run that methods change; ``given`` settings go before the arena's own.
+        """Return the run that methods change; ``given`` settings go before the workload's own.
 
         Raises:
             ValueError: for settings that the task refuses.
@@ -49,8 +54,8 @@ class Arena:
             settings = {name: value for name, value in settings.items() if name in given or name not in _LENGTH}
         config = training(recipe_of(self.task), schedule="constant", **settings)
         total = config.total_steps
-        looks: dict[str, Any] = {"log_every": math.ceil(total / ENTRIES), "eval_every": math.ceil(total / LOOKS)}
-        return replace(config, **{name: every for name, every in looks.items() if name not in settings})
+        every: dict[str, Any] = {"log_every": math.ceil(total / ENTRIES), "eval_every": math.ceil(total / EVALUATIONS)}
+        return replace(config, **{name: steps for name, steps in every.items() if name not in settings})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +63,14 @@ class Scale:
     """How much of an experiment is run.
 
     Args:
-        arenas: the tasks.
+        workloads: the tasks under their settings.
         seeds: 0, 1, ... of every run, >= 1.
         budgets: numbers of trials that values are chosen from, each >= 1; 1 is the defaults.
         factors: by which the rate found with the largest budget is multiplied, to see what that costs.
         factor_seeds: seeds of those runs.
     """
 
-    arenas: tuple[Arena, ...]
+    workloads: tuple[Workload, ...]
     seeds: int = 3
     budgets: tuple[int, ...] = (1,)
     factors: tuple[float, ...] = ()
@@ -74,7 +79,7 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A line of the table of experiments.
+    """A row of the table of experiments.
 
     Args:
         name: "family/what".
@@ -102,3 +107,315 @@ class Experiment:
         if scale is None:
             raise ValueError(f"scale must be small for {self.name}, got {name}; there is no other.")
         return scale
+
+
+def experiment_named(name: str) -> Experiment:
+    """Return an experiment.
+
+    Raises:
+        ValueError: for an unknown name; it says the nearest.
+
+    Example:
+        >>> experiment_named("field/small").small.budgets
+        (1, 8)
+    """
+    if name not in EXPERIMENTS:
+        raise unknown_name("experiment", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
+
+
+def _tasks(*tasks: str, **settings: object) -> tuple[Workload, ...]:
+    """Tasks under the same settings."""
+    return tuple(Workload(task=task, settings=settings) for task in tasks)
+
+
+def _lengths(task: str, unit: str, lengths: tuple[int, ...], **settings: object) -> tuple[Workload, ...]:
+    return tuple(
+        Workload(task=task, label=f"{task}, {length} {unit}", settings={**settings, unit: length}) for length in lengths
+    )
+
+
+def _batches(task: str, sizes: tuple[int, ...], **settings: object) -> tuple[Workload, ...]:
+    return tuple(
+        Workload(task=task, label=f"{task}, batch {size}", settings={**settings, "batch_size": size}) for size in sizes
+    )
+
+
+def _noisy(task: str, **settings: object) -> tuple[Workload, ...]:
+    return tuple(
+        Workload(
+            task=task, label=f"{task}, {kind} {share:.0%}", settings={**settings, "noise": kind, "noise_rate": share}
+        )
+        for kind in ("uniform", "flip")
+        for share in (0.2, 0.4, 0.6)
+    )
+
+
+# ---- methods that several experiments share
+
+#: With SGD; the schedule that is learned gets none of the momentum that the others have, as in its paper.
+_SGD_FAMILY = (
+    "sgd-momentum/constant",
+    "sgd-momentum/multistep",
+    "sgd-momentum/exponential",
+    "sgd-momentum/cosine",
+    "sgd-momentum/sgdr",
+    "l4-momentum",
+    "hd-sgd",
+    "rtho",
+    "sgd/mlr-snet",
+)
+_ADAM_FAMILY = (
+    "adam/constant",
+    "adam/multistep",
+    "adam/exponential",
+    "adam/cosine",
+    "adam/sgdr",
+    "l4-adam",
+    "hd-adam",
+    "adam/mlr-snet",
+)
+#: A schedule that was learned elsewhere, and baselines that are set by hand.
+_TRANSFERRED = (
+    "sgd-momentum/constant",
+    "sgd-momentum/multistep",
+    "sgd-momentum/exponential",
+    "sgd-momentum/cosine",
+    "sgd-momentum/sgdr",
+    "sgd/mlr-snet-transferred",
+)
+#: Each base at its own rate and under a cosine, as first published with one rate that adapts, and with each level and
+#: combination.
+_HIERARCHY = tuple(
+    name
+    for base in ("sgd-nesterov", "adam")
+    for name in (
+        f"{base}/constant",
+        f"{base}/cosine",
+        f"hd-{base}",
+        *(
+            f"hyper-{base}/{levels}"
+            for levels in ("global", "layer", "unit", "parameter", "global+layer", "global+layer+unit")
+        ),
+    )
+)
+#: Every kind of method, a line a family.
+_FIELD = (
+    *("sgd/constant", "sgd/mlr-snet"),
+    *("sgd-momentum/constant", "sgd-momentum/multistep", "sgd-momentum/exponential", "sgd-momentum/cosine"),
+    *("sgd-momentum/warmup-cosine", "sgd-momentum/sgdr", "sgd-momentum/onecycle", "sgd-momentum/wsd"),
+    *("sgd-momentum/plateau", "sgd-momentum/mlr-snet", "sgd-momentum/mlr-snet-transferred"),
+    *("adam/constant", "adamw/constant", "adamw/cosine", "adamw/wsd", "adamw/mlr-snet"),
+    *("hyper-sgd-momentum/global", "hyper-sgd-momentum/global+layer", "hyper-sgd-momentum/global+layer+unit"),
+    *("hyper-adamw/global", "hyper-adamw/global+layer", "hd-sgd", "hd-adam", "rtho", "marthe"),
+    *("l4-momentum", "l4-adam", "sps", "armijo", "sasa"),
+    *("radam", "nadam", "rmsprop", "adagrad", "adabound", "muon"),
+    *("lookahead-sgd", "schedule-free-sgd", "schedule-free-adamw"),
+    *("prodigy", "d-adapt-adamw", "dog", "momo", "momo-adam", "alig"),
+    *("l2l", "rnnprop"),
+)
+#: Run as they come, without any tuning.
+_UNTUNED = (
+    *("signal-sgd", "signal-adamw", "signal-sgd-layers", "signal-adamw-layers"),
+    *("sgd-momentum/landed-sgd", "adamw/landed-adamw", "sgd-momentum/staircase"),
+    *("sgd/mlr-snet-published", "sgd/mlr-snet-transferred"),
+    *("hyper-sgd-momentum/global+layer+unit", "hyper-adamw/global+layer", "schedule-free-adamw", "prodigy"),
+)
+
+# ---- workloads
+
+#: CIFAR-10 at a size for two cores.
+_SMALL: dict[str, Any] = {"batch_size": 64, "train_size": 4000, "outer_valid": 1000, "threads": 1}
+_RESNET = "cifar10/resnet18"
+
+#: Steps of a run and evaluations on the way, so that the whole field takes about an hour on one core.
+_FIELD_TASKS = {
+    "digits/mlp": (200, 10),
+    "digits/convnet": (120, 10),
+    "digits/mlp-noisy": (200, 10),
+    "digits/resnet": (80, 10),
+    "digits/vit": (100, 5),
+    "digits/autoencoder": (250, 10),
+    "diabetes/mlp": (200, 10),
+    "breast-cancer/linear": (200, 10),
+    "wine/mlp": (150, 10),
+    "cifar10/convnet": (80, 4),
+    "shakespeare/lstm-small": (100, 4),
+    "shakespeare/transformer-small": (80, 4),
+    "shakespeare/embedding": (100, 4),
+}
+
+#: The first ten are held out: their data, or their kind of network, are in no task that a signal schedule was trained
+#: on; the last four are like those, one of them ten times as long as most.
+_REACTIVE_TASKS: dict[str, dict[str, Any]] = {
+    "cifar10/resnet8": {"steps": 120, "batch_size": 32, "train_size": 4000},
+    "cifar10/convnet": {"steps": 120, "train_size": 4000},
+    "digits/resnet": {"steps": 150},
+    "digits/vit": {"steps": 150},
+    "shakespeare/transformer-small": {"steps": 120},
+    "shakespeare/lstm-small": {"steps": 120},
+    "ptb/lstm-small": {"steps": 80},
+    "digits/autoencoder": {"steps": 250},
+    "mnist/mlp": {"steps": 150, "batch_size": 32},
+    "mnist/lenet5": {"steps": 150, "batch_size": 32},
+    "digits/mlp-noisy": {"steps": 250},
+    "diabetes/mlp": {"steps": 250},
+    "breast-cancer/linear": {"steps": 250},
+    "digits/mlp": {"steps": 3000},
+}
+_REACTIVE = tuple(
+    Workload(task=task, settings={**settings, "eval_every": settings["steps"], "threads": 1})
+    for task, settings in _REACTIVE_TASKS.items()
+)
+#: Of the usual rate: three decades, from a hundredth to ten times.
+_REACTIVE_FACTORS = (0.01, 0.1, 10.0)
+
+_MLR_SNET = "arXiv 2007.14546"
+
+_ALL = (
+    Experiment(
+        name="paper/images",
+        summary="ResNet-18 on CIFAR-10 and WRN-28-10 on CIFAR-100, 200 epochs, the families of SGD and of Adam",
+        source=_MLR_SNET,
+        methods=(*_SGD_FAMILY, *_ADAM_FAMILY),
+        small=Scale(workloads=_tasks("cifar10/resnet8", **_SMALL, steps=150, eval_every=75), seeds=1),
+        full=Scale(workloads=_tasks(_RESNET, "cifar100/wrn-28-10", epochs=200), seeds=3),
+    ),
+    Experiment(
+        name="paper/imagenet",
+        summary="ResNet-50 on ImageNet, 90 epochs, with a schedule that was learned on CIFAR-10",
+        source=_MLR_SNET,
+        methods=_TRANSFERRED,
+        small=Scale(
+            workloads=_tasks(
+                "imagenet/resnet50", train_size=512, batch_size=8, steps=10, eval_every=10, outer_valid=200
+            ),
+            seeds=1,
+        ),
+        full=Scale(workloads=_tasks("imagenet/resnet50", epochs=90), seeds=1),
+    ),
+    Experiment(
+        name="paper/text",
+        summary="LSTMs of 2 and of 3 layers on the Penn Treebank, 150 epochs, the families of SGD and of Adam",
+        source=_MLR_SNET,
+        methods=(*_SGD_FAMILY, *_ADAM_FAMILY),
+        small=Scale(workloads=_tasks("ptb/lstm-small", steps=60, eval_every=30), seeds=1),
+        full=Scale(workloads=_tasks("ptb/lstm2", "ptb/lstm3", epochs=150), seeds=3),
+    ),
+    Experiment(
+        name="paper/transfer-epochs",
+        summary="runs of 100, 400 and 1200 epochs, with a schedule that was learned on one length",
+        source=_MLR_SNET,
+        methods=_TRANSFERRED,
+        small=Scale(workloads=_lengths("cifar10/resnet8", "steps", (75, 150, 300), **_SMALL), seeds=2),
+        full=Scale(workloads=_lengths(_RESNET, "epochs", (100, 400, 1200)), seeds=3),
+    ),
+    Experiment(
+        name="paper/transfer-batch",
+        summary="batches of 64 to 1024, with a schedule that was learned on 128",
+        source=_MLR_SNET,
+        methods=_TRANSFERRED,
+        small=Scale(
+            workloads=_batches("cifar10/resnet8", (16, 64, 256), **{**_SMALL, "steps": 75, "eval_every": 25}), seeds=2
+        ),
+        full=Scale(workloads=_batches(_RESNET, (64, 256, 512, 1024), epochs=200), seeds=3),
+    ),
+    Experiment(
+        name="paper/transfer-networks",
+        summary="ShuffleNetV2, MobileNetV2 and NASNet on CIFAR-10, 200 epochs",
+        source=_MLR_SNET,
+        methods=_TRANSFERRED,
+        small=Scale(
+            workloads=_tasks(
+                *("cifar10/shufflenetv2", "cifar10/mobilenetv2", "cifar10/nasnet"),
+                **{"batch_size": 16, "train_size": 1000, "outer_valid": 200, "threads": 1},
+                **{"steps": 30, "eval_every": 30},
+            ),
+            seeds=1,
+        ),
+        full=Scale(
+            workloads=_tasks("cifar10/shufflenetv2", "cifar10/mobilenetv2", "cifar10/nasnet", epochs=200), seeds=3
+        ),
+    ),
+    Experiment(
+        name="paper/transfer-data",
+        summary="SVHN and TinyImageNet with ResNet-18, 200 epochs; the Penn Treebank with an LSTM, 150 epochs",
+        source=_MLR_SNET,
+        methods=_TRANSFERRED,
+        small=Scale(
+            workloads=(
+                *_tasks("svhn/lenet5", "mnist/lenet5", **_SMALL, steps=150, eval_every=75),
+                *_tasks("ptb/lstm-small", steps=60, eval_every=30, threads=1),
+            ),
+            seeds=1,
+        ),
+        full=Scale(
+            workloads=(
+                *_tasks("svhn/resnet18", "tinyimagenet/resnet18", epochs=200),
+                *_tasks("ptb/lstm2", epochs=150),
+            ),
+            seeds=3,
+        ),
+    ),
+    Experiment(
+        name="paper/noise",
+        summary="CIFAR-10 with 20, 40 and 60 % wrong labels, drawn uniformly or taken from the next class",
+        source=_MLR_SNET,
+        methods=_SGD_FAMILY,
+        small=Scale(workloads=_noisy("cifar10/resnet8", **_SMALL, steps=100, eval_every=50), seeds=1),
+        full=Scale(workloads=_noisy(_RESNET, epochs=200), seeds=3),
+    ),
+    Experiment(
+        name="paper/hierarchy",
+        summary="MLP, LeNet-5, ResNet-18 and -34 on MNIST, CIFAR-10 and SVHN: rates of the network, layers, units",
+        source="arXiv 2008.07277",
+        methods=_HIERARCHY,
+        small=Scale(
+            workloads=_tasks(
+                *("mnist/mlp", "mnist/lenet5", "cifar10/mlp", "cifar10/lenet5"), **_SMALL, steps=150, eval_every=75
+            ),
+            seeds=2,
+        ),
+        full=Scale(
+            workloads=tuple(
+                Workload(task=f"{data}/{network}", settings={"epochs": epochs})
+                for data in ("mnist", "cifar10", "svhn")
+                for network, epochs in {"mlp": 100, "lenet5": 100, "resnet18": 200, "resnet34": 200}.items()
+            ),
+            seeds=3,
+            budgets=(1, 8),
+        ),
+    ),
+    Experiment(
+        name="field/small",
+        summary="the whole field on 13 small tasks: images, tables, text; classes, numbers, reconstructions",
+        source="metastep",
+        methods=_FIELD,
+        small=Scale(
+            workloads=tuple(
+                Workload(task=task, settings={"steps": steps, "eval_every": steps // evaluations, "threads": 1})
+                for task, (steps, evaluations) in _FIELD_TASKS.items()
+            ),
+            seeds=3,
+            budgets=(1, 8),
+            factors=(0.1, 10.0),
+        ),
+    ),
+    Experiment(
+        name="reactive/transfer",
+        summary="signal schedules and all that needs no tuning, at defaults, on 14 tasks of which 10 are held out",
+        source="metastep",
+        methods=_UNTUNED,
+        small=Scale(workloads=_REACTIVE, seeds=3, budgets=(1,), factors=_REACTIVE_FACTORS),
+    ),
+    Experiment(
+        name="reactive/tuned",
+        summary="the rival of reactive/transfer: cosine with warm-up at defaults and with 8 trials, on the same tasks",
+        source="metastep",
+        methods=("sgd-momentum/warmup-cosine", "adamw/warmup-cosine"),
+        small=Scale(workloads=_REACTIVE, seeds=3, budgets=(1, 8), factors=_REACTIVE_FACTORS),
+    ),
+)
+
+#: By name.
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}

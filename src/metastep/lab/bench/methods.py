@@ -1,25 +1,38 @@
-"""Every method of the benchmark, in one table: what it is, what it tunes, where it is from."""
+"""Every method of the benchmark, in one table: what it is, what it tunes, where it is from.
+
+The command line, the table of the documentation and the contract tests are made from this table.
+"""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from metastep.lab.bench.method import Method
 from metastep.lab.bench.names import unknown_name
 from metastep.lab.bench.optimizers import missing_package
 from metastep.lab.bench.schedules import schedule_is_there
+from metastep.lab.bench.table.baselines import BASELINES
 from metastep.lab.bench.table.hyper import hyper
-from metastep.lab.bench.table.learned import learned
-from metastep.lab.bench.table.neighbours import neighbours
-from metastep.lab.bench.table.packages import packages
 from metastep.lab.bench.table.scheduled import scheduled
 
-__all__ = ["METHODS", "Method", "available", "method_named"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
-#: Every method by name. A new one is an entry in a file of ``bench/table``.
-METHODS: dict[str, Method] = {
-    method.name: method for rows in (scheduled, learned, hyper, neighbours, packages) for method in rows()
-}
+__all__ = ["METHODS", "Method", "available", "method_named", "methods_as_markdown"]
+
+
+def _by_name(methods: Iterable[Method]) -> dict[str, Method]:
+    found: dict[str, Method] = {}
+    for method in methods:
+        if method.name in found:
+            raise ValueError(f"name must be of one method only, got {method.name} twice; rename one of them.")
+        found[method.name] = method
+    return found
+
+
+#: Every method by name. A new one is a row in the file of its kind in ``bench/table``.
+METHODS: dict[str, Method] = _by_name([*scheduled(), *hyper(), *BASELINES])
 
 
 def method_named(name: str) -> Method:
@@ -63,3 +76,36 @@ def _installed(package: str) -> bool:
         return find_spec(package) is not None
     except (ImportError, ValueError):  # a None in sys.modules
         return False
+
+
+# ---- the table as Markdown, for the documentation
+
+#: The lines between which a page holds the table.
+BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
+
+
+def methods_as_markdown() -> str:
+    """Return the methods as tables: one for each base optimizer under schedules, one for each hypergradient optimizer.
+
+    Example:
+        >>> "| `adamw/cosine` | half a cosine to zero | lr 1e-5 .. 0.1, log (1e-3) |" in methods_as_markdown()
+        True
+    """
+    groups: dict[str, list[Method]] = {}
+    for method in METHODS.values():
+        groups.setdefault(_title(method), []).append(method)
+    parts = [line for title, methods in groups.items() for line in (f"### {title}", "", *_table(methods), "")]
+    return "\n".join(parts)
+
+
+def _title(method: Method) -> str:
+    first, found, _ = method.name.partition("/")
+    return f"`{first}`" if found else "By themselves"
+
+
+def _table(methods: Iterable[Method]) -> Iterator[str]:
+    yield "| method | what it is | tunes (default) | source | needs |"
+    yield "|---|---|---|---|---|"
+    for method in methods:
+        needs = "cannot be run" if method.missing else "" if method.package is None else f"`{method.package}`"
+        yield f"| `{method.name}` | {method.summary} | {method.tunes()} | {method.source} | {needs} |"

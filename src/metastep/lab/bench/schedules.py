@@ -75,6 +75,9 @@ def _landed(base: str) -> Schedule:
 PUBLISHED_SNAPSHOTS = "mlr-snet-published"
 _SNAPSHOT_FILES = "mlrsnet/mlr_snet_*.pth"
 
+#: What may follow ``@`` after the files of a learned schedule: its control.
+_CONTROLS = ("staircase",)
+
 
 def _registered(*, learned: bool) -> dict[str, NamedSchedule]:
     """The schedules of the registry that a run can name; the learned ones are learned during the run."""
@@ -131,8 +134,80 @@ def schedule_is_there(schedule: str) -> bool:
     """Whether a schedule can be made here: it is in the table, ships with the package, or its files are there."""
     if schedule == PUBLISHED_SNAPSHOTS:
         return bool(published_snapshots())
-    parts = schedule.partition("@")[0].split("+")
-    return schedule in SCHEDULES or all(part in shipped_schedules() or Path(part).is_file() for part in parts)
+    return schedule in SCHEDULES or _files_of(schedule) is not None
+
+
+def split_schedules(text: str) -> list[tuple[str, str]]:
+    """Split a list of schedules into labels and schedules.
+
+    The items are separated by commas; each is a schedule as :func:`make_schedule` takes it, or ``label=schedule``. Only
+    what is no schedule as it stands is split, so the name of a file may hold commas, ``=``, ``+`` and ``@``.
+
+    Example:
+        >>> split_schedules("cosine, short=constant")
+        [('cosine', 'cosine'), ('short', 'constant')]
+    """
+
+    def is_item(item: str) -> bool:
+        label, _, schedule = item.partition("=")
+        return _known(item) or ("," not in label and _known(schedule))
+
+    items = _split(text, ",", is_item)
+    return [_labelled(item.strip()) for item in items or text.split(",") if item.strip()]
+
+
+def _labelled(item: str) -> tuple[str, str]:
+    label, found, schedule = item.partition("=")
+    if found and not _known(item):
+        return label.strip(), schedule.strip()
+    files, control = _files_of(item) or _as_typed(item)
+    stem = "+".join(Path(file).stem for file in files)
+    return (f"{stem}@{control}" if control else stem), item
+
+
+def _known(schedule: str) -> bool:
+    schedule = schedule.strip()
+    return schedule in SCHEDULES or _files_of(schedule) is not None
+
+
+def _files_of(schedule: str) -> tuple[list[str], str] | None:
+    """The files, or names of shipped schedules, that a text joins by ``+``, and what follows ``@``; None: it is none.
+
+    What exists as a file is a file, whatever is in its name.
+    """
+    if files := _split(schedule, "+", _is_file):
+        return files, ""
+    joined, found, control = schedule.rpartition("@")
+    if found and control in _CONTROLS and (files := _split(joined, "+", _is_file)):
+        return files, control
+    return None
+
+
+def _as_typed(schedule: str) -> tuple[list[str], str]:
+    """What :func:`_files_of` gives where files are missing: the text is taken apart at every sign."""
+    joined, _, control = schedule.partition("@")
+    return joined.split("+"), control
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return text in shipped_schedules() or Path(text).is_file()
+    except (OSError, ValueError):  # too long a name, or one with a zero byte
+        return False
+
+
+def _split(text: str, separator: str, known: Callable[[str], bool]) -> list[str] | None:
+    """Split a text at separators so that every part is known, the first as long as can be; None if that cannot be."""
+    parts = text.split(separator)
+    for end in range(len(parts), 0, -1):
+        first = separator.join(parts[:end])
+        if not known(first):
+            continue
+        if end == len(parts):
+            return [first]
+        if (rest := _split(separator.join(parts[end:]), separator, known)) is not None:
+            return [first, *rest]
+    return None
 
 
 def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Schedule, bool]:
@@ -141,7 +216,7 @@ def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Sched
     Args:
         schedule: a name of :data:`SCHEDULES`; a schedule file, or the name of one that is shipped; or files joined by
             ``+``, the snapshots for equal parts of the run. ``@staircase`` after files replaces each snapshot by the
-            constant at which it settles.
+            constant at which it settles. What exists as a file is a file, whatever is in its name.
         total_steps: optimizer steps of the run.
         text: whether the task is a language model: a learned schedule then reads loss / ln V.
 
@@ -159,14 +234,12 @@ def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Sched
 
 
 def _from_files(schedule: str) -> Schedule:
-    files, _, control = schedule.partition("@")
-    parts, shipped = files.split("+"), shipped_schedules()
-    if not any(part in shipped or Path(part).suffix or "/" in part or Path(part).is_file() for part in parts):
-        raise unknown_name("schedule", schedule, [*SCHEDULES, *shipped])
-    if control not in ("", "staircase"):
+    files, control = _files_of(schedule) or _as_typed(schedule)
+    if not any(_is_file(file) or Path(file).suffix or "/" in file for file in files):
+        raise unknown_name("schedule", schedule, [*SCHEDULES, *shipped_schedules()])
+    if control not in ("", *_CONTROLS):
         raise ValueError(f"schedule may end in @staircase, got @{control}.")
-    members = [load_schedule(part) for part in parts]
-    made = _together(members)
+    made = _together([load_schedule(file) for file in files])
     if control:
         made = (made if isinstance(made, Phased) else Phased(list(filter(_is_learned, [made])))).staircase()
     return made

@@ -7,8 +7,7 @@ from typing import Any, cast
 
 from metastep.lab.bench.task_messages import Assignment, Message, is_last
 from metastep.lab.bench.task_worker import train_task
-from metastep.lab.bench.workers import process_context
-from metastep.lab.runtime.executor import leave_signals_to_parent
+from metastep.lab.runtime.executor import leave_signals_to_parent, process_context
 
 #: What a line says when nobody is at its other end.
 _LOST = (EOFError, OSError, pickle.UnpicklingError)
@@ -21,7 +20,7 @@ class LocalWorkers:
     """
 
     def __init__(self) -> None:
-        self._context = process_context()
+        self._context = process_context([__name__, "torch._dynamo"])
         self.processes: dict[int, Any] = {}
         self._lines: dict[int, Any] = {}
         self._stops: dict[int, Any] = {}

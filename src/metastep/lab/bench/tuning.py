@@ -1,13 +1,25 @@
-"""Tuning: the same number of trials for every method, from the same seeded search, kept where a restart finds them."""
+"""Tuning: the same number of trials for every method, from the same seeded search, kept where a restart finds them.
+
+Finished trials are kept in an Optuna study: a journal file beside the records, or any storage that Optuna can open. A
+few given rates to choose from (``metastep compare --lrs``) need no search and no Optuna: see :class:`GridSearch`.
+"""
 
 from __future__ import annotations
 
-import json
 import math
+import re
+import secrets
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from metastep.files import decode_json, write_atomically
+from metastep.lab.runtime.masking import masked, masked_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -69,6 +81,77 @@ def winner(trials: Sequence[Trial], budget: int) -> Trial:
     return min(trials[:budget], key=lambda trial: (trial.selection, trial.number))
 
 
+class Trials(Protocol):
+    """Proposes the trials of one method on one task, and keeps what came out; what was killed is proposed again."""
+
+    def trials(self) -> list[Trial]:
+        """Return the finished trials in their order."""
+
+    def propose(self) -> dict[str, Any]:
+        """Return the values of the next trial."""
+
+    def add(self, trial: Trial) -> None:
+        """Keep a finished trial: the one that was proposed last."""
+
+
+class GridSearch:
+    """Trials at given values, one after the other.
+
+    Args:
+        values: of each trial.
+        file: keeps the finished trials, as JSON.
+    """
+
+    def __init__(self, values: Sequence[Mapping[str, Any]], file: Path) -> None:
+        self._values, self._file = values, file
+
+    def trials(self) -> list[Trial]:
+        """Return the finished trials in their order.
+
+        Raises:
+            ValueError: if the file is damaged; it names it.
+        """
+        if not self._file.is_file():
+            return []
+        kept = decode_json(self._file.read_bytes(), list[_KeptTrial], str(self._file))
+        return [one.trial(number, self._values[number]) for number, one in enumerate(kept[: len(self._values)])]
+
+    def propose(self) -> dict[str, Any]:
+        """Return the values of the next trial."""
+        return dict(self._values[len(self.trials())])
+
+    def add(self, trial: Trial) -> None:
+        """Keep a finished trial."""
+        write_atomically(self._file, msgspec.json.encode([_KeptTrial.of(one) for one in (*self.trials(), trial)]))
+
+
+class _KeptTrial(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A trial without its number and values; null stands for an infinite loss."""
+
+    objective: float | None = None
+    selection: float | None
+    status: str
+    seconds: float
+    error: str | None = None
+
+    @classmethod
+    def of(cls, trial: Trial) -> _KeptTrial:
+        losses = {"objective": trial.objective, "selection": trial.selection}
+        finite = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
+        return cls(**finite, status=trial.status, seconds=trial.seconds, error=trial.error)
+
+    def trial(self, number: int, values: Mapping[str, Any]) -> Trial:
+        return Trial(
+            number=number,
+            values=values,
+            objective=not_well(self.objective),
+            selection=not_well(self.selection),
+            status=self.status,
+            seconds=self.seconds,
+            error=self.error,
+        )
+
+
 class Search:
     """The trials of one method on one task: proposes the next, and keeps what came out.
 
@@ -80,7 +163,7 @@ class Search:
 
     Args:
         method: whose values are searched for.
-        study: where finished trials are kept, see :func:`metastep.lab.bench.studies.open_study`.
+        study: where finished trials are kept, see :func:`open_study`.
         seed: of the search; the same for every method.
 
     Source: arXiv 1907.10902 (Optuna); Bergstra et al. 2011 (the estimator).
@@ -107,19 +190,13 @@ class Search:
         if trial.number != len(kept):
             raise ValueError(f"trial.number must be {len(kept)}, the next, got {trial.number}; add each trial once.")
         proposed = self._next()
-        outcome = {
-            "selection": trial.selection,
-            "status": trial.status,
-            "seconds": trial.seconds,
-            "error": trial.error,
-        }
         optuna = imported_optuna()
         self._study.add_trial(
             optuna.trial.create_trial(
                 params=proposed.params,
                 distributions=proposed.distributions,
                 value=trial.objective,
-                user_attrs={_OUTCOME: json.dumps(outcome)},  # as text: not every store has an infinity
+                user_attrs={_OUTCOME: msgspec.json.encode(_KeptTrial.of(trial)).decode()},  # not every store has null
             )
         )
 
@@ -156,10 +233,10 @@ class Search:
         return {name: space.suggest(trial, name) for name, space in self._method.space.items()}
 
     def _read(self, number: int, kept: FrozenTrial) -> Trial:
-        outcome = json.loads(kept.user_attrs[_OUTCOME])
-        assert kept.value is not None
+        text = re.sub(r"(?<=: )Infinity(?=[,}])", "null", kept.user_attrs[_OUTCOME])  # as older versions wrote it
+        outcome = decode_json(text, _KeptTrial, f"trial {number + 1} of study {self._study.study_name}")
         values = self._values(imported_optuna().trial.FixedTrial(kept.params))
-        return Trial(number=number, values=values, objective=kept.value, **outcome)
+        return replace(outcome.trial(number, values), objective=not_well(kept.value))
 
 
 def not_well(value: float | None) -> float:
@@ -192,3 +269,102 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(level)
+
+
+# ---- where trials are kept
+
+
+class StorageUnreachable(OSError):
+    """The storage of the trials cannot be opened, or was lost on the way."""
+
+
+def open_study(name: str, *, storage: str | None, journal: Path) -> optuna.Study:
+    """Open a study, or begin it.
+
+    Args:
+        name: of the study in the storage.
+        storage: an Optuna storage URL, such as ``postgresql://...``; None: the journal file.
+        journal: a file of this study alone; whoever opens it holds the lock of its folder.
+
+    Raises:
+        StorageUnreachable: if the storage cannot be opened.
+        ImportError: if Optuna is not installed.
+    """
+    imported = imported_optuna()
+    with quiet(), storage_errors(storage):
+        where = _journal(journal) if storage is None else _opened(storage)
+        study: optuna.Study = imported.create_study(study_name=name, storage=where, load_if_exists=True)
+        return study
+
+
+@contextmanager
+def storage_errors(storage: str | None) -> Iterator[None]:
+    """Within ``with``, whatever the driver of a database raises is one clear error; a journal file needs none.
+
+    Raises:
+        StorageUnreachable: for the error of a driver.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if storage is None:
+            raise
+        raise _unreachable(storage, error) from error
+
+
+def check_storage(storage: str) -> None:
+    """Write a study into a storage and take it away again, so that a wrong URL is known before anything is run.
+
+    Raises:
+        StorageUnreachable: if that cannot be done; it names the URL without its password.
+    """
+    name = f"metastep-check-{secrets.token_hex(8)}"
+    open_study(name, storage=storage, journal=Path())
+    with storage_errors(storage):
+        imported_optuna().delete_study(study_name=name, storage=_opened(storage))
+
+
+def _unreachable(storage: str, error: Exception) -> StorageUnreachable:
+    if (driver := _missing_driver(error)) is not None:
+        package = {"psycopg": "psycopg[binary]"}.get(driver, driver)
+        return StorageUnreachable(
+            f"storage must be an Optuna storage that can be reached, got {masked(storage)}, whose driver "
+            f"{driver} is not installed; run pip install '{package}', or leave storage out."
+        )
+    reason = masked_message(storage, (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))
+    return StorageUnreachable(
+        f"storage must be an Optuna storage that can be reached, got {masked(storage)} ({reason}); "
+        "start it, install its driver, or leave storage out: trials are then kept in the folder of the experiment."
+    )
+
+
+def _missing_driver(error: BaseException | None) -> str | None:
+    """The module that was missed, if that is what led to an error."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            return error.name
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@lru_cache(maxsize=4)
+def _opened(storage: str) -> Any:
+    """Return the storage of a URL; a process opens it once, which takes a database longer than a short trial."""
+    return imported_optuna().storages.get_storage(storage)
+
+
+def _journal(path: Path) -> Any:
+    """Return the storage of a journal file, mended after a kill: it may have left half a line, and the file locked."""
+    optuna = imported_optuna()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    if path.is_file():
+        whole = path.read_bytes()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        if len(kept) < len(whole):
+            with path.open("r+b") as file:
+                file.truncate(len(kept))
+    backend = optuna.storages.journal.JournalFileBackend(str(path))
+    return optuna.storages.JournalStorage(backend)

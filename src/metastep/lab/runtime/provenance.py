@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from metastep.core.distributed import rank_count
-from metastep.lab.runtime.passwords import without_password
+from metastep.lab.runtime.masking import masked
 from metastep.version import __version__
 
 
@@ -33,7 +33,7 @@ def provenance(device: str) -> dict[str, Any]:
             "processes": rank_count(),
             "system": f"{platform.system()} {platform.machine()}",
         },
-        "command": " ".join(["metastep", *(shlex.quote(without_password(part)) for part in sys.argv[1:])]),
+        "command": " ".join(["metastep", *(shlex.quote(masked(part)) for part in sys.argv[1:])]),
         "git_revision": _git_revision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -55,7 +55,7 @@ def _git_revision() -> str | None:
 
     Asked once a process: what was imported does not change with the checkout.
     """
-    checkout = Path(__file__).parents[3]
+    checkout = Path(__file__).parents[4]
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -1,115 +1,108 @@
-"""Methods of the field's papers that metastep implements itself, as published."""
+"""Methods of other papers and packages, a row each: those that metastep implements, torch's, and other packages'.
+
+Each has the arguments that its authors publish. A new one is a row of :data:`BASELINES`, and a line in the table of
+optimizers (``bench/optimizers.py``) if its optimizer is new.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from metastep.lab.bench.method import LR, WARMUP, Choice, LogUniform, Method, Uniform
 
-from metastep.lab.bench.method import LR, Method
-from metastep.lab.bench.spaces import Choice, LogUniform
-from metastep.lab.bench.table.scheduled import BASES
+#: Rates of Adam's kind, multipliers of a rate that a method finds by itself, and the rates of rates.
+_ADAM, _MULTIPLIER, _HYPER = LogUniform(1e-5, 0.1), LogUniform(0.1, 10.0), LogUniform(1e-10, 1e-3)
+_MOMENTUM, _NESTEROV = {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}
+#: Hypergradient descent as first published: one rate, moved by the gradient itself.
+_HD = {"levels": ["global"], "rule": "additive", "reduce": "sum"}
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-
-def neighbours() -> Iterator[Method]:
-    """Yield the neighbours."""
-    yield from _hypergradient()
-    yield from _forward_mode()
-    yield from _from_the_loss()
-    yield from _learned()
-    yield Method(
-        name="sasa",
-        summary="SGD with momentum whose rate drops when a test finds it stationary",
-        source="arXiv 1909.09785",
-        optimizer="sasa",
-        lengths={"min_samples": (1 / 40, 4), "warmup": (1 / 10, 1), "test_every": (1 / 100, 1)},
-        space={LR: LogUniform(1e-3, 10.0), "drop": Choice((2.0, 5.0, 10.0))},
-        defaults={LR: 1.0, "drop": 10.0},
+def _hd(base: str, optimizer: str, options: dict[str, object], beta: float, betas: LogUniform) -> Method:
+    return Method(
+        name=f"hd-{base}",
+        summary="hypergradient descent as published: one rate, additive",
+        source="arXiv 1703.04782",
+        optimizer=optimizer,
+        options={**options, **_HD},
+        space={LR: LogUniform(1e-5, 1.0), "hyper_lr": betas},
+        defaults={LR: 1e-3, "hyper_lr": beta},
     )
 
 
-def _hypergradient() -> Iterator[Method]:
-    """Hypergradient descent as first published: one rate, moved by the gradient itself."""
-    for first, beta, betas in (
-        ("sgd", 1e-3, LogUniform(1e-6, 1e-1)),
-        ("sgd-nesterov", 1e-3, LogUniform(1e-6, 1e-1)),
-        ("adam", 1e-7, LogUniform(1e-10, 1e-4)),
-    ):
-        base = BASES[first]
-        yield Method(
-            name=f"hd-{first}",
-            summary="hypergradient descent as published: one rate, additive",
-            source="arXiv 1703.04782",
-            optimizer=f"hyper-{base.optimizer}",
-            options={**base.options, "levels": ["global"], "rule": "additive", "reduce": "sum"},
-            space={LR: LogUniform(1e-5, 1.0), "hyper_lr": betas},
-            defaults={LR: 1e-3, "hyper_lr": beta},
-        )
-
-
-def _forward_mode() -> Iterator[Method]:
-    """One rate that follows its derivative of the validation loss."""
-    for suffix, base, options, rate, rates in (
-        ("", "momentum", {"base": "sgd", "momentum": 0.9}, 0.1, LogUniform(1e-4, 3.0)),
-        ("-adam", "Adam", {"base": "adam"}, 1e-3, LogUniform(1e-5, 0.1)),
-    ):
-        yield Method(
-            name=f"rtho{suffix}",
-            summary=f"{base} at a rate that follows its derivative of the validation loss",
-            source="arXiv 1703.01785",
-            optimizer="forward-mode",
-            options={**options, "mu": 1.0},
-            space={LR: rates, "hyper_lr": LogUniform(1e-10, 1e-3)},
-            defaults={LR: rate, "hyper_lr": 1e-8},
-        )
-        yield Method(
-            name=f"marthe{suffix}",
-            summary=f"{base} at a rate that follows that derivative, discounted by a rule",
-            source="arXiv 1910.08525",
-            optimizer="forward-mode",
-            options={**options, "mu": "auto", "hyper_hyper_lr": 1e-6},
-            space={LR: rates, "hyper_lr": LogUniform(1e-10, 1e-3)},
-            defaults={LR: rate, "hyper_lr": 1e-8},
-        )
-
-
-def _learned() -> Iterator[Method]:
-    """Optimizers whose direction is a network's, with the weights that come with metastep."""
-    yield Method(
-        name="l2l",
-        summary="a learned optimizer: an LSTM on each coordinate's gradient",
-        source="arXiv 1606.04474",
-        optimizer="l2l",
-        weight_decay=False,
-        space={LR: LogUniform(1e-3, 0.1)},
-        defaults={LR: 1e-2},
+def _validated(name: str, adam: bool, rule: str, source: str, options: dict[str, object]) -> Method:
+    """A rate that follows its derivative of the validation loss."""
+    base = {"base": "adam"} if adam else {"base": "sgd", "momentum": 0.9}
+    return Method(
+        name=f"{name}-adam" if adam else name,
+        summary=f"{'Adam' if adam else 'momentum'} at a rate that follows {rule}",
+        source=source,
+        optimizer="forward-mode",
+        options={**base, **options},
+        space={LR: _ADAM if adam else LogUniform(1e-4, 3.0), "hyper_lr": _HYPER},
+        defaults={LR: 1e-3 if adam else 0.1, "hyper_lr": 1e-8},
     )
-    yield Method(
-        name="rnnprop",
-        summary="a learned optimizer: an LSTM on Adam's and RMSprop's directions",
-        source="arXiv 1703.03633",
-        optimizer="rnnprop",
+
+
+def _rtho(adam: bool) -> Method:
+    rule = "its derivative of the validation loss"
+    return _validated("rtho", adam, rule, "arXiv 1703.01785", {"mu": 1.0})
+
+
+def _marthe(adam: bool) -> Method:
+    rule = "that derivative, discounted by a rule"
+    return _validated("marthe", adam, rule, "arXiv 1910.08525", {"mu": "auto", "hyper_hyper_lr": 1e-6})
+
+
+def _l4(direction: str) -> Method:
+    return Method(
+        name=f"l4-{direction}",
+        summary=f"L4 over {direction}: a share of the gap to the lowest loss",
+        source="arXiv 1802.05074",
+        optimizer="l4",
+        options={"direction": direction},
         weight_decay=False,
         space={LR: LogUniform(1e-2, 1.0)},
-        defaults={LR: 0.1},
+        defaults={LR: 0.15},
     )
 
 
-def _from_the_loss() -> Iterator[Method]:
-    """Rates from the loss: L4, Polyak, line search."""
-    for direction in ("momentum", "adam"):
-        yield Method(
-            name=f"l4-{direction}",
-            summary=f"L4 over {direction}: a share of the gap to the lowest loss",
-            source="arXiv 1802.05074",
-            optimizer="l4",
-            options={"direction": direction},
-            weight_decay=False,
-            space={LR: LogUniform(1e-2, 1.0)},
-            defaults={LR: 0.15},
-        )
-    yield Method(
+def _rate_only(
+    name: str, summary: str, source: str, rates: LogUniform, lr: float, *, weight_decay: bool = True
+) -> Method:
+    """A method whose optimizer has its name, and of which only the rate is tuned."""
+    return Method(
+        name=name,
+        summary=summary,
+        source=source,
+        optimizer=name,
+        weight_decay=weight_decay,
+        space={LR: rates},
+        defaults={LR: lr},
+    )
+
+
+def _distance(name: str, how: str) -> Method:
+    return Method(
+        name=name,
+        summary=f"distance over gradients{how}, evaluated at its average",
+        source="arXiv 2302.12022",
+        optimizer=name,
+        space={LR: _MULTIPLIER, "reps_rel": LogUniform(1e-8, 1e-3)},
+        defaults={LR: 1.0, "reps_rel": 1e-6},
+    )
+
+
+BASELINES: tuple[Method, ...] = (
+    # hypergradient descent, and rates that follow the validation loss
+    _hd("sgd", "hyper-sgd", {}, 1e-3, LogUniform(1e-6, 1e-1)),
+    _hd("sgd-nesterov", "hyper-sgd", {**_NESTEROV}, 1e-3, LogUniform(1e-6, 1e-1)),
+    _hd("adam", "hyper-adam", {}, 1e-7, LogUniform(1e-10, 1e-4)),
+    _rtho(adam=False),
+    _marthe(adam=False),
+    _rtho(adam=True),
+    _marthe(adam=True),
+    # rates from the loss
+    _l4("momentum"),
+    _l4("adam"),
+    Method(
         name="sps",
         summary="stochastic Polyak step size, smoothed",
         source="arXiv 2002.10542",
@@ -117,8 +110,8 @@ def _from_the_loss() -> Iterator[Method]:
         weight_decay=False,
         space={LR: LogUniform(1e-2, 10.0), "c": Choice((0.2, 0.5, 1.0))},
         defaults={LR: 1.0, "c": 0.5},
-    )
-    yield Method(
+    ),
+    Method(
         name="armijo",
         summary="SGD with a stochastic Armijo line search",
         source="arXiv 1905.09997",
@@ -126,4 +119,121 @@ def _from_the_loss() -> Iterator[Method]:
         weight_decay=False,
         space={LR: LogUniform(1e-2, 10.0), "c": Choice((0.1, 0.5))},
         defaults={LR: 1.0, "c": 0.1},
-    )
+    ),
+    # learned optimizers, with the weights that come with metastep
+    _rate_only(
+        *("l2l", "a learned optimizer: an LSTM on each coordinate's gradient", "arXiv 1606.04474"),
+        *(LogUniform(1e-3, 0.1), 1e-2),
+        weight_decay=False,
+    ),
+    _rate_only(
+        *("rnnprop", "a learned optimizer: an LSTM on Adam's and RMSprop's directions", "arXiv 1703.03633"),
+        *(LogUniform(1e-2, 1.0), 0.1),
+        weight_decay=False,
+    ),
+    # a statistical test
+    Method(
+        name="sasa",
+        summary="SGD with momentum whose rate drops when a test finds it stationary",
+        source="arXiv 1909.09785",
+        optimizer="sasa",
+        lengths={"min_samples": (1 / 40, 4), "warmup": (1 / 10, 1), "test_every": (1 / 100, 1)},
+        space={LR: LogUniform(1e-3, 10.0), "drop": Choice((2.0, 5.0, 10.0))},
+        defaults={LR: 1.0, "drop": 10.0},
+    ),
+    # torch's adaptive optimizers, with torch's defaults, and Muon
+    _rate_only("radam", "torch's radam, constant rate", "arXiv 1908.03265", _ADAM, 1e-3),
+    _rate_only("adagrad", "torch's adagrad, constant rate", "Duchi et al. 2011", LogUniform(1e-4, 1.0), 1e-2),
+    _rate_only("rmsprop", "torch's rmsprop, constant rate", "Hinton 2012", _ADAM, 1e-2),
+    _rate_only("nadam", "torch's nadam, constant rate", "Dozat 2016", _ADAM, 2e-3),
+    _rate_only(
+        *("muon", "Muon on weight matrices, AdamW on the rest, constant rate"),
+        *("Jordan et al. 2024; arXiv 2502.16982", _ADAM, 1e-3),
+    ),
+    # evaluated at averaged weights, or drawn back to them
+    Method(
+        name="schedule-free-sgd",
+        summary="Schedule-Free SGD, evaluated at its average",
+        source="arXiv 2405.15682",
+        optimizer="schedule-free-sgd",
+        options=_MOMENTUM,
+        space={LR: LogUniform(1e-2, 50.0), WARMUP: Uniform(0.0, 0.2)},
+        defaults={LR: 1.0, WARMUP: 0.05},
+    ),
+    Method(
+        name="schedule-free-adamw",
+        summary="Schedule-Free AdamW, evaluated at its average",
+        source="arXiv 2405.15682",
+        optimizer="schedule-free-adamw",
+        space={LR: _ADAM, WARMUP: Uniform(0.0, 0.2)},
+        defaults={LR: 2.5e-3, WARMUP: 0.05},
+    ),
+    Method(
+        name="lookahead-sgd",
+        summary="Lookahead around SGD with momentum",
+        source="arXiv 1907.08610",
+        optimizer="lookahead-sgd",
+        options={**_MOMENTUM, "k": 5},
+        space={LR: LogUniform(1e-4, 3.0), "alpha": Uniform(0.2, 0.8)},
+        defaults={LR: 0.1, "alpha": 0.5},
+    ),
+    Method(
+        name="lookahead-adam",
+        summary="Lookahead around Adam",
+        source="arXiv 1907.08610",
+        optimizer="lookahead-adam",
+        options={"k": 5},
+        space={LR: _ADAM, "alpha": Uniform(0.2, 0.8)},
+        defaults={LR: 1e-3, "alpha": 0.5},
+    ),
+    # they find their rate; what is tuned multiplies it
+    Method(
+        name="prodigy",
+        summary="Adam at a rate found from the distance to the solution",
+        source="arXiv 2306.06101",
+        optimizer="prodigy",
+        space={LR: _MULTIPLIER, "d_coef": LogUniform(0.25, 4.0)},
+        defaults={LR: 1.0, "d_coef": 1.0},
+    ),
+    _rate_only("d-adapt-sgd", "D-Adaptation of SGD", "arXiv 2301.07733", _MULTIPLIER, 1.0),
+    _rate_only("d-adapt-adamw", "D-Adaptation of AdamW", "arXiv 2301.07733", _MULTIPLIER, 1.0),
+    _distance("dog", ""),
+    _distance("ldog", ", for each tensor by itself"),
+    # the tuned rate bounds the rate that they find from the loss, or the other way round
+    _rate_only(
+        *("momo", "momentum under a bound from the running loss", "arXiv 2305.07583"),
+        *(LogUniform(1e-3, 100.0), 1.0),
+    ),
+    _rate_only(
+        *("momo-adam", "Adam under a bound from the running loss", "arXiv 2305.07583"),
+        *(LogUniform(1e-5, 1.0), 1e-2),
+    ),
+    Method(
+        name="alig",
+        summary="Polyak's rate for interpolation, under a bound",
+        source="arXiv 1906.05661",
+        optimizer="alig",
+        options=_MOMENTUM,
+        weight_decay=False,
+        space={LR: LogUniform(1e-3, 10.0)},
+        defaults={LR: 0.1},
+    ),
+    Method(
+        name="adabound",
+        summary="Adam between bounds that close in on SGD's rate",
+        source="arXiv 1902.09843",
+        optimizer="adabound",
+        space={LR: _ADAM, "final_lr": LogUniform(1e-3, 10.0)},
+        defaults={LR: 1e-3, "final_lr": 0.1},
+    ),
+    Method(
+        name="velo",
+        summary="VeLO, a large learned optimizer",
+        source="arXiv 2211.09760",
+        optimizer="adamw",  # a row must name one; `configure` refuses
+        space={},
+        defaults={},
+        missing="no package on the index has VeLO for torch (the one called pylo there drives microscopes), "
+        "and its weights would have to be downloaded.",
+    ),
+)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from metastep.core.levels import LEVELS
 from metastep.core.rates import RULES
-from metastep.lab.bench.method import LR, Method
-from metastep.lab.bench.spaces import LogUniform, Space
+from metastep.lab.bench.method import LR, LogUniform, Method, Space
 from metastep.lab.bench.table.scheduled import BASES
 from metastep.optim import HyperAdam, HyperAdamW, HyperSGD
 from metastep.optim.options import DEFAULT_HYPER_LR

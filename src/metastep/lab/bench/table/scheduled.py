@@ -1,13 +1,12 @@
-"""Methods that are a base optimizer under a schedule: every one of the first with every one of the second."""
+"""Methods that are a base optimizer under a schedule: a closed form, one that was learned, or one that learns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from metastep.lab.bench.method import LR, WARMUP, Method
-from metastep.lab.bench.schedules import SCHEDULES
-from metastep.lab.bench.spaces import LogUniform, Space, Uniform
+from metastep.lab.bench.method import LR, META_LR, WARMUP, LogUniform, Method, Space, Uniform
+from metastep.lab.bench.schedules import PUBLISHED_SNAPSHOTS, SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base optimizer: its name and options, the rates to look through, its usual rate, its source."""
+    """A base optimizer: its name and options, the rates to search, its usual rate, its source."""
 
     optimizer: str
     lr: float
@@ -24,6 +23,8 @@ class Base:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_MOMENTUM_RATES, _ADAM_RATES = LogUniform(1e-4, 3.0), LogUniform(1e-5, 0.1)
+
 #: By the first part of a method's name.
 BASES: dict[str, Base] = {
     "sgd": Base(optimizer="sgd", lr=0.1, rates=LogUniform(1e-3, 10.0), source="Robbins and Monro 1951"),
@@ -31,59 +32,95 @@ BASES: dict[str, Base] = {
         optimizer="sgd",
         options={"momentum": 0.9},
         lr=0.1,
-        rates=LogUniform(1e-4, 3.0),
+        rates=_MOMENTUM_RATES,
         source="Polyak 1964; Sutskever et al. 2013",
     ),
     "sgd-nesterov": Base(
         optimizer="sgd",
         options={"momentum": 0.9, "nesterov": True},
         lr=0.1,
-        rates=LogUniform(1e-4, 3.0),
+        rates=_MOMENTUM_RATES,
         source="Nesterov 1983; Sutskever et al. 2013",
     ),
-    "adam": Base(optimizer="adam", lr=1e-3, rates=LogUniform(1e-5, 0.1), source="arXiv 1412.6980"),
-    "adamw": Base(optimizer="adamw", lr=1e-3, rates=LogUniform(1e-5, 0.1), source="arXiv 1711.05101"),
+    "adam": Base(optimizer="adam", lr=1e-3, rates=_ADAM_RATES, source="arXiv 1412.6980"),
+    "adamw": Base(optimizer="adamw", lr=1e-3, rates=_ADAM_RATES, source="arXiv 1711.05101"),
+}
+
+#: Second part of a method's name: the schedule, what it is, whether it learns during the run.
+MLR_SNETS: dict[str, tuple[str, str, bool]] = {
+    "mlr-snet": ("mlr-snet", "MLR-SNet, learned in the loop on inner_valid", True),
+    "mlr-snet-transferred": ("mlrsnet-cifar10", "the MLR-SNet that comes with metastep, learned on CIFAR-10", False),
+    "mlr-snet-published": (PUBLISHED_SNAPSHOTS, "the published snapshots of MLR-SNet, where they are", False),
+}
+
+#: Pretrained schedules that read training signals, and the base that each was trained for.
+SIGNALS: dict[str, str] = {
+    "signal-sgd": "sgd-momentum",
+    "signal-adamw": "adamw",
+    "signal-sgd-layers": "sgd-momentum",
+    "signal-adamw-layers": "adamw",
 }
 
 
 def scheduled() -> Iterator[Method]:
-    """Yield ``optimizer/schedule`` for each pair, and the cosine with linear warm-up."""
+    """Yield ``BASE/SCHEDULE`` for each pair, the cosine with warm-up, each MLR-SNet, and the signal schedules."""
     for first, base in BASES.items():
         for name, schedule in SCHEDULES.items():
-            if schedule.learned or schedule.base not in ("", first):
-                continue  # learned ones measure the scale of their rate: see table/learned.py
-            source = schedule.source
-            yield _method(first, base, name, name, schedule.summary, source, {LR: base.rates}, {LR: base.lr})
+            if not schedule.learned and schedule.base in ("", first):
+                yield _under(base, f"{first}/{name}", name, schedule.summary, schedule.source)
         cosine = SCHEDULES["cosine"]
-        yield _method(
-            first,
+        yield _under(
             base,
-            "warmup-cosine",
+            f"{first}/warmup-cosine",
             "cosine",
             f"linear warm-up, then {cosine.summary}",
             f"{cosine.source}; arXiv 1706.02677",
-            {LR: base.rates, WARMUP: Uniform(0.0, 0.2)},
-            {LR: base.lr, WARMUP: 0.05},
+            space={LR: base.rates, WARMUP: Uniform(0.0, 0.2)},
+            defaults={LR: base.lr, WARMUP: 0.05},
         )
+    for first, base in BASES.items():
+        for second, (schedule_name, summary, learns) in MLR_SNETS.items():
+            yield _mlr_snet(base, f"{first}/{second}", schedule_name, summary, learns)
+    for name, first in SIGNALS.items():
+        rates = "a rate for each tensor" if name.endswith("-layers") else "one rate"
+        summary = f"a shipped schedule that reads training signals, {rates}, over {first}"
+        yield _under(BASES[first], name, name, summary, "metastep")
 
 
-def _method(
-    first: str,
+def _mlr_snet(base: Base, name: str, schedule: str, summary: str, learns: bool) -> Method:
+    """MLR-SNet measures the scale of its rate from the initial loss, by a rule that its authors fitted to SGD.
+
+    Adam's steps have another unit: there the tuned rate is the scale.
+    """
+    space: dict[str, Space] = {META_LR: LogUniform(1e-4, 1e-2)} if learns else {}
+    defaults: dict[str, Any] = {META_LR: 1e-3} if learns else {}
+    measured = base.optimizer == "sgd"
+    if not measured:
+        space, defaults = {LR: base.rates, **space}, {LR: base.lr, **defaults}
+    scale = "measured" if measured else "lr"
+    return _under(base, name, schedule, summary, "arXiv 2007.14546", space=space, defaults=defaults, scale=scale)
+
+
+def _under(
     base: Base,
-    second: str,
+    name: str,
     schedule: str,
     summary: str,
     source: str,
-    space: Mapping[str, Space],
-    defaults: Mapping[str, Any],
+    *,
+    space: Mapping[str, Space] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    scale: str = "measured",
 ) -> Method:
+    """A base optimizer under a schedule; what is tuned is the base rate, unless something else is given."""
     return Method(
-        name=f"{first}/{second}",
+        name=name,
         summary=summary,
         source="; ".join(part for part in (base.source, source) if part),
         optimizer=base.optimizer,
         options=base.options,
         schedule=schedule,
-        space=space,
-        defaults=defaults,
+        scale=scale,
+        space={LR: base.rates} if space is None else space,
+        defaults={LR: base.lr} if defaults is None else defaults,
     )

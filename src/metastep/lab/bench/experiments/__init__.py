@@ -1,1 +1,0 @@
-"""The experiments that can be named: one table, a file a family."""
