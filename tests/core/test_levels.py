@@ -2,7 +2,8 @@
 
 import torch
 
-from metastep.core.levels import fold, make_layout, row_dots, row_sums, row_views, spread
+from metastep.core.inner import fold, row_dots, row_sums, row_views, spread
+from metastep.core.levels import make_layout
 
 SHAPES = [torch.Size(s) for s in ((4, 3), (4,), (2, 5, 3, 3), (), (1,), (0, 2), (3, 0))]
 DIMS = [0, None, 1, None, None, 0, 0]

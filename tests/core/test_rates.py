@@ -1,26 +1,33 @@
-"""Rate rules, combination weights and pulls against the formulas they quote."""
+"""Rate rules, combination weights and regularization against the formulas they quote."""
 
 import math
 
 import pytest
 import torch
 
-from metastep.core.combination import learn_weights
-from metastep.core.rates import Bounds, bounded, cosine, deviation_of, increment, rate_of
-from metastep.core.regularization import pulled
+from metastep.core.rates import (
+    RateBounds,
+    bounded,
+    cosine,
+    deviation_of,
+    increment,
+    learn_weights,
+    rate_of,
+    regularized,
+)
 
 F64 = torch.float64
 
 
 @pytest.mark.parametrize("rule", ["exponentiated", "cosine", "additive", "log"])
 def test_deviations_and_rates_are_inverse_inside_the_bounds(rule):
-    bounds = Bounds(initial=0.1, low=1e-5, high=1e3)
+    bounds = RateBounds(initial=0.1, low=1e-5, high=1e3)
     rates = torch.tensor([1e-5, 0.02, 0.1, 7.0, 1e3], dtype=F64)
     torch.testing.assert_close(rate_of(deviation_of(rates, bounds, rule), bounds, rule), rates, rtol=1e-12, atol=0)
 
 
 def test_bounds_are_rounded_inwards_in_every_type():
-    bounds = Bounds(initial=0.3, low=0.1, high=0.7)
+    bounds = RateBounds(initial=0.3, low=0.1, high=0.7)
     for dtype in (torch.float32, torch.float64):
         low, high = bounds.inside(dtype)
         assert 0.1 <= low <= high <= 0.7
@@ -107,7 +114,7 @@ def one(value):
 def at(form, child, weights, parents=None):
     rates = {"explicit": OLD}.get(form, parents or HAT)
     targets = {k: one(rates[k]) for k in weights if k != "previous"}
-    return float(pulled(form, one(HAT[child]), one(OLD[child]), weights, targets))
+    return float(regularized(form, one(HAT[child]), one(OLD[child]), weights, targets))
 
 
 def test_two_levels_explicit_virtual_and_implicit():

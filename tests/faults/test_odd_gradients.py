@@ -1,4 +1,4 @@
-"""Complex, empty and 0-d parameters: what they do to the rates is what their real and flat twins do."""
+"""Complex, empty and 0-d parameters: what they do to the rates is what their real and flat counterparts do."""
 
 from collections.abc import Callable
 
@@ -32,12 +32,12 @@ def test_complex_parameters_adapt_as_their_real_and_imaginary_parts_do(name: str
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(3, 2, generator=draw, dtype=torch.complex128)
     gradients = torch.randn(5, 3, 2, generator=draw, dtype=torch.complex128)
-    weight, twin = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
-    optimizer, other = (MAKERS[name]([parameter], levels=levels) for parameter in (weight, twin))
+    weight, parts = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
+    optimizer, other = (MAKERS[name]([parameter], levels=levels) for parameter in (weight, parts))
     steps(optimizer, weight, gradients)
-    steps(other, twin, torch.view_as_real(gradients))
+    steps(other, parts, torch.view_as_real(gradients))
     assert optimizer.rates()[0]["combined"]["0"].flatten()[0] != other.param_groups[0]["lr"]
-    torch.testing.assert_close(torch.view_as_real(weight.detach()), twin.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.view_as_real(weight.detach()), parts.detach(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(optimizer.rates()[0]["global"], other.rates()[0]["global"], rtol=1e-6, atol=0)
 
 

@@ -20,7 +20,7 @@ def make(name, named=False, **options):
 
 BAD = {
     "levels": [(), ("global", "world"), "global", 3, ("layer", "layer")],
-    "rule": ["adam", None, "driven"],
+    "rule": ["adam", None, "optimizer", "driven"],
     "reduce": ["max"],
     "combine": ["average"],
     "pull_form": ["exact"],

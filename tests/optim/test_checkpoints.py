@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 import torch.distributed.checkpoint.state_dict as dcp
-from tests.optim.entrants import MINE, every, make, mine, saved
 from tests.optim.models import flat, network, train
+from tests.optim.optimizers import MINE, every, make, mine, saved
 
 import metastep.optim as ours
 
@@ -38,10 +38,10 @@ def test_copies_go_their_own_way_but_the_same_one(name, way):
     model = network()
     optimizer = make(name, model.parameters())
     train(model, optimizer, 3)
-    other, twin = way((model, optimizer))
+    other, copied = way((model, optimizer))
     train(model, optimizer, 2, start=3)
     before = flat(model.parameters())
-    train(other, twin, 2, start=3)
+    train(other, copied, 2, start=3)
     assert torch.equal(flat(other.parameters()), before)
     assert torch.equal(flat(model.parameters()), before)
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_lacks_a_key_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize(
-    ("cls", "namesake"),
+    ("cls", "base"),
     [
         (ours.HyperSGD, torch.optim.SGD),
         (ours.HyperAdam, torch.optim.Adam),
@@ -108,16 +108,16 @@ def test_a_checkpoint_that_lacks_a_key_is_refused_by_name(name):
         (ours.HyperAdagrad, torch.optim.Adagrad),
     ],
 )
-def test_a_checkpoint_of_the_namesake_starts_the_rates_anew(cls, namesake):
+def test_a_checkpoint_of_the_base_starts_the_rates_anew(cls, base):
     model = network()
-    extra = {"momentum": 0.9} if namesake is torch.optim.SGD else {}
-    plain = namesake(model.parameters(), lr=0.01, **extra)
+    extra = {"momentum": 0.9} if base is torch.optim.SGD else {}
+    plain = base(model.parameters(), lr=0.01, **extra)
     train(model, plain, 3)
     optimizer = cls(model.parameters(), lr=0.5, **extra)
     optimizer.load_state_dict(plain.state_dict())
     assert optimizer.param_groups[0]["lr"] == 0.01
     reference = copy.deepcopy(model)
-    continued = namesake(reference.parameters(), lr=0.01, **extra)
+    continued = base(reference.parameters(), lr=0.01, **extra)
     continued.load_state_dict(plain.state_dict())
     train(model, optimizer, 1, start=3)
     train(reference, continued, 1, start=3)

@@ -5,33 +5,33 @@ import torch
 from tests.gpu import no_sync
 from tests.optim.models import ALL_LEVELS, VARIANTS, flat, network, train
 
-from metastep.optim import HyperSGD, compiled, engines
+from metastep.optim import HyperSGD, hyper, two_pass
 
 
 @pytest.fixture
 def always_compiled(monkeypatch):
-    monkeypatch.setattr("metastep.optim.gather.choose_engine", lambda work: compiled.Compiled())
+    monkeypatch.setattr(hyper, "passes_for", lambda *given, **more: two_pass.CompiledPasses())
     yield
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("variant", ["nesterov", "adamw"])
 def test_the_traced_passes_are_the_eager_ones(variant, always_compiled, monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(two_pass, "BACKEND", "aot_eager")
     cls, _, arguments = VARIANTS[variant]
     models = network(), network()
     for model in models:
         if model is models[0]:
-            monkeypatch.setattr("metastep.optim.gather.choose_engine", lambda work: engines.FOREACH)
+            monkeypatch.setattr(hyper, "passes_for", lambda *given, **more: two_pass.EagerPasses())
         else:
-            monkeypatch.setattr("metastep.optim.gather.choose_engine", lambda work: compiled.Compiled())
+            monkeypatch.setattr(hyper, "passes_for", lambda *given, **more: two_pass.CompiledPasses())
         options = {"include_decay": True} if variant == "adamw" else {}
         train(model, cls(model.parameters(), lr=0.02, levels=ALL_LEVELS, **arguments, **options), 3)
     torch.testing.assert_close(flat(models[0].parameters()), flat(models[1].parameters()), rtol=0, atol=1e-13)
 
 
 def test_nothing_is_compiled_again_while_rates_and_schedule_move(always_compiled, monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(two_pass, "BACKEND", "aot_eager")
     model = network()
     optimizer = HyperSGD(model.parameters(), lr=0.02, momentum=0.9, levels=ALL_LEVELS)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
@@ -44,8 +44,8 @@ def test_nothing_is_compiled_again_while_rates_and_schedule_move(always_compiled
 
 
 def test_too_many_variants_run_uncompiled(always_compiled, monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
-    monkeypatch.setattr(compiled, "MOST_VARIANTS", 1)
+    monkeypatch.setattr(two_pass, "BACKEND", "aot_eager")
+    monkeypatch.setattr(two_pass, "MOST_VARIANTS", 1)
     made = []
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: made.append(a) or real(*a, **k))
@@ -65,14 +65,14 @@ def test_inductor_builds_both_passes(always_compiled):
     for net in (model, plain):
         optimizer = HyperSGD(net.parameters(), lr=0.02, momentum=0.9, levels=("global", "layer", "unit"))
         if net is plain:
-            compiled.BACKEND, kept = "eager", compiled.BACKEND
+            two_pass.BACKEND, kept = "eager", two_pass.BACKEND
         for step in range(4):
             optimizer.zero_grad()
             x = torch.full((4, 3), 0.1 * step, dtype=torch.float64)
             (net(x) - 1).square().mean().backward()
             optimizer.step()
         results.append(flat(net.parameters()))
-    compiled.BACKEND = kept
+    two_pass.BACKEND = kept
     torch.testing.assert_close(*results, rtol=0, atol=1e-14)
 
 

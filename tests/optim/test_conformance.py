@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 import torch
-from tests.optim.entrants import MINE, OPTIMIZERS, every, make
 from tests.optim.models import flat, loss_of, network, train
+from tests.optim.optimizers import MINE, OPTIMIZERS, every, make
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.optim.entrants import MINE, every, make, saved
 from tests.optim.models import flat, network, train
+from tests.optim.optimizers import MINE, every, make, saved
 
 
 @every

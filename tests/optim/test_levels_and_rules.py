@@ -1,4 +1,4 @@
-"""Scale laws, scopes, layers and units, driven rates: what the levels and rules promise."""
+"""Scale laws, scopes, layers and units, rate optimizers: what the levels and rules promise."""
 
 import pytest
 import torch
@@ -163,8 +163,8 @@ def test_equal_rates_at_all_levels_leave_exact_combinations_where_they_are(combi
     )
 
 
-def test_rates_driven_by_an_optimizer_are_what_that_optimizer_does():
-    """Adam on the log rates: the twin is Adam fed with the hypergradient of the logarithm by hand."""
+def test_rates_moved_by_an_optimizer_are_what_that_optimizer_does():
+    """Adam on the log rates: the reference is Adam fed with the hypergradient of the logarithm by hand."""
     model = network()
     optimizer = ours.HyperSGD(
         model.parameters(),
@@ -186,7 +186,7 @@ def test_rates_driven_by_an_optimizer_are_what_that_optimizer_does():
     torch.testing.assert_close(flat(optimizer.rates()[0]["layer"].values()), 0.02 * logs.exp(), rtol=1e-12, atol=0)
 
 
-def test_a_driven_run_resumes_to_the_bit_and_stays_bounded():
+def test_a_run_of_a_rate_optimizer_resumes_to_the_bit_and_stays_bounded():
     def make(model):
         return ours.HyperAdam(
             model.parameters(), lr=0.02, levels=ALL, max_lr=0.0205, rule=lambda rates: torch.optim.Adam(rates, lr=0.01)
@@ -211,10 +211,10 @@ def test_state_moved_away_and_back_is_found_again():
     model = network()
     optimizer = ours.HyperAdam(model.parameters(), lr=0.02, levels=ALL)
     other = network()
-    twin = ours.HyperAdam(other.parameters(), lr=0.02, levels=ALL)
+    reference = ours.HyperAdam(other.parameters(), lr=0.02, levels=ALL)
     for step in range(5):
         train(model, optimizer, 1, start=step)
-        train(other, twin, 1, start=step)
+        train(other, reference, 1, start=step)
         for state in optimizer.state.values():
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):

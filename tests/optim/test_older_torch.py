@@ -7,12 +7,12 @@ import metastep as ms
 
 
 @pytest.mark.parametrize(
-    ("namesake", "ours"), [(torch.optim.Adam, ms.HyperAdam), (torch.optim.AdamW, ms.HyperAdamW)], ids=["Adam", "AdamW"]
+    ("base", "ours"), [(torch.optim.Adam, ms.HyperAdam), (torch.optim.AdamW, ms.HyperAdamW)], ids=["Adam", "AdamW"]
 )
-def test_a_checkpoint_of_torch_2_6_is_taken_over(namesake: type, ours: type) -> None:
+def test_a_checkpoint_of_torch_2_6_is_taken_over(base: type, ours: type) -> None:
     """It lacks decoupled_weight_decay, which the groups of a newer torch's Adam have."""
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    theirs = namesake([weight], lr=0.1, weight_decay=0.1)
+    theirs = base([weight], lr=0.1, weight_decay=0.1)
     weight.grad = torch.tensor([1.0, -1.0], dtype=torch.float64)
     theirs.step()
     saved = theirs.state_dict()

@@ -12,7 +12,7 @@ ALL = ("global", "layer", "unit", "parameter")
 numbers = st.floats(width=32, allow_nan=True, allow_infinity=True)
 gradients = st.lists(st.lists(numbers, min_size=7, max_size=7), min_size=2, max_size=6)
 names = st.sampled_from(["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
-rules = st.sampled_from(["exponentiated", "cosine", "additive", "log", "driven"])
+rules = st.sampled_from(["exponentiated", "cosine", "additive", "log", "optimizer"])
 level_sets = st.sets(st.sampled_from(ALL), min_size=1)
 
 
@@ -28,7 +28,7 @@ level_sets = st.sets(st.sampled_from(ALL), min_size=1)
     factor=st.sampled_from([1.0, 0.0, 3.0]),
 )
 def test_rates_are_bounded_and_weights_are_weights(name, rule, levels, gradients, hyper_lr, combine, bounds, factor):
-    if rule == "driven":
+    if rule == "optimizer":
         rule = lambda rates: torch.optim.SGD(rates, lr=1.0)  # noqa: E731
     matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3))
     optimizer = getattr(ours, f"Hyper{name}")(

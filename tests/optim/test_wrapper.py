@@ -68,13 +68,13 @@ def test_the_first_step_is_the_wrapped_optimizers_own(name):
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "adamw"])
 @pytest.mark.parametrize("levels", [ALL_LEVELS, ("global", "layer")])
 @pytest.mark.parametrize("rule", ["exponentiated", "additive"])
-def test_wrapping_the_namesake_agrees_with_the_optimizer_that_knows_its_direction(variant, levels, rule):
-    cls, namesake, arguments = VARIANTS[variant]
+def test_wrapping_the_base_agrees_with_the_optimizer_that_knows_its_direction(variant, levels, rule):
+    cls, base, arguments = VARIANTS[variant]
     hyper_lr = 0.05 if rule == "exponentiated" else 1e-4
     options = {"levels": levels, "rule": rule, "hyper_lr": hyper_lr, "hyper_objective": "data"}
     known, read = network(), network()
     one = cls(known.parameters(), lr=0.01, **arguments, **options)
-    two = Hyper(namesake(read.parameters(), lr=0.01, **arguments), **options)
+    two = Hyper(base(read.parameters(), lr=0.01, **arguments), **options)
     train(known, one, 8)
     train(read, two, 8)
     torch.testing.assert_close(flat(known.parameters()), flat(read.parameters()), rtol=0, atol=1e-9)
@@ -85,11 +85,11 @@ def test_wrapping_the_namesake_agrees_with_the_optimizer_that_knows_its_directio
 
 
 def test_decay_of_adamw_is_part_of_what_its_step_did():
-    cls, namesake, arguments = VARIANTS["adamw"]
+    cls, base, arguments = VARIANTS["adamw"]
     options = {"levels": ALL_LEVELS, "rule": "additive", "hyper_lr": 1e-5}
     known, read = network(), network()
     train(known, one := cls(known.parameters(), lr=0.01, include_decay=True, **arguments, **options), 8)
-    train(read, two := Hyper(namesake(read.parameters(), lr=0.01, **arguments), **options), 8)
+    train(read, two := Hyper(base(read.parameters(), lr=0.01, **arguments), **options), 8)
     torch.testing.assert_close(flat(known.parameters()), flat(read.parameters()), rtol=0, atol=1e-10)
     torch.testing.assert_close(one.rates()[0]["global"], two.rates()[0]["global"], rtol=1e-9, atol=0)
 
@@ -141,10 +141,10 @@ def test_copies_keep_wrapper_and_wrapped_together():
     model = network()
     optimizer = make("Adam", model)
     train(model, optimizer, 3)
-    other, twin = copy.deepcopy((model, optimizer))
-    assert twin.optimizer.param_groups[0] is twin.param_groups[0]
+    other, copied = copy.deepcopy((model, optimizer))
+    assert copied.optimizer.param_groups[0] is copied.param_groups[0]
     train(model, optimizer, 2, start=3)
-    train(other, twin, 2, start=3)
+    train(other, copied, 2, start=3)
     assert torch.equal(flat(model.parameters()), flat(other.parameters()))
 
 

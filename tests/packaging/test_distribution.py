@@ -45,7 +45,7 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(built) -> None:
         licences = [name for name in wheel.namelist() if name.endswith("LICENSE")]
     assert names == package_files()
     assert licences
-    for ending in (".cpp", ".h", ".html", ".css", ".js", ".safetensors", ".md", "py.typed"):
+    for ending in (".cpp", ".html", ".css", ".js", ".safetensors", ".md", "py.typed"):
         assert any(name.endswith(ending) for name in names), f"no {ending} in the wheel"
 
 

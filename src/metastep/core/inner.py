@@ -1,9 +1,19 @@
-"""The one inner product on which hypergradients and meta-gradients rest."""
+"""The one inner product on which hypergradients and meta-gradients rest: whole, by rows, by the groups of a level.
 
-from collections.abc import Iterable
+Shapes: R rows (a slice of a tensor along its unit dimension, or a whole tensor; see `metastep.core.levels`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from metastep.core.levels import RowLayout
 
 
 def inner_product(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
@@ -40,3 +50,68 @@ def _one(x: Tensor, y: Tensor) -> Tensor:
         order = sorted(range(x.ndim), key=x.stride, reverse=True)
         x, y = x.permute(order), y.permute(order)
     return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
+
+
+def row_sums(product: Tensor, unit_dim: int | None) -> Tensor:
+    """Sum an elementwise product over every dimension but the unit's, giving (rows,) of its own type."""
+    if unit_dim is None:
+        return product.sum().reshape(1)
+    rest = [dim for dim in range(product.dim()) if dim != unit_dim]
+    return product.sum(dim=rest) if rest else product.reshape(-1)
+
+
+def row_products(gradients: Iterable[Tensor], directions: Iterable[Tensor], unit_dims: Sequence[int | None]) -> Tensor:
+    """<g, u>, |g|^2 and |u|^2 of every row of some tensors, (3, R), each pair in float32 at least.
+
+    Args:
+        gradients: g, one tensor after the other.
+        directions: u, of the same shapes; taken one by one, so that a generator needs room for one only.
+        unit_dims: Per tensor, the dimension of its rows, or None.
+    """
+    columns = []
+    for gradient, direction, dim in zip(gradients, directions, unit_dims, strict=True):
+        g, u = wide(gradient), wide(direction)
+        columns.append([row_dots(g, u, dim), row_dots(g, g, dim), row_dots(u, u, dim)])
+    return torch.stack([torch.cat(column) for column in zip(*columns, strict=True)])
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def row_dots(a: Tensor, b: Tensor, unit_dim: int | None) -> Tensor:
+    """Inner product of two tensors of one shape over each row, (rows,); without a temporary where memory allows."""
+    plain = a.is_contiguous() and b.is_contiguous() and a.numel() > 0 and not torch.compiler.is_compiling()
+    if plain and unit_dim is None:
+        return torch.dot(a.reshape(-1), b.reshape(-1)).reshape(1)
+    if plain and unit_dim == 0 and a.dim() > 1:
+        rows = a.shape[0]
+        return torch.bmm(a.reshape(rows, 1, -1), b.reshape(rows, -1, 1)).reshape(rows)
+    return row_sums(a * b, unit_dim)
+
+
+def fold(rows: Tensor, layout: RowLayout, level: str) -> Tensor:
+    """Sum rows down to the groups of a level: (K, R) to (K, groups)."""
+    if level == "global":
+        return rows.sum(dim=1, keepdim=True)
+    return rows.new_zeros(rows.shape[0], layout.sizes[level]).index_add_(1, layout.index[level], rows)
+
+
+def spread(values: Tensor, layout: RowLayout, level: str) -> Tensor:
+    """Give every row the value of its group: (groups,) to (R,)."""
+    if level == "global":
+        return values.expand(layout.tensor_of_row.shape[0])
+    return values[layout.index[level]]
+
+
+def row_views(rows: Tensor, unit_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Cut (R,) into one view per tensor that broadcasts against it; the rows are those of these tensors in order."""
+    counts = [1 if dim is None else tensor.shape[dim] for dim, tensor in zip(unit_dims, tensors, strict=True)]
+    views = []
+    for part, dim, tensor in zip(torch.split(rows, counts), unit_dims, tensors, strict=True):
+        if dim is None:
+            views.append(part.reshape(()))
+        else:
+            views.append(part.reshape([-1 if i == dim else 1 for i in range(tensor.dim())]))
+    return views

@@ -1,4 +1,4 @@
-"""Which parameters share a rate: levels, their groups, sums down to them and rates back up.
+"""Which parameters share a rate: the levels, and the groups that each of them has.
 
 Shapes: T tensors of one parameter group, R rows (the finest groups that a sum is taken over), L layers, U units.
 A row is one unit of a tensor (a slice along its unit dimension) where units have rates of their own, otherwise a
@@ -20,7 +20,7 @@ LEVELS = ("global", "layer", "unit", "parameter")
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class RowLayout:
     """How the rows of T tensors fold into units, layers and the whole group.
 
     Args:
@@ -59,7 +59,7 @@ def make_layout(
     layer_keys: Sequence[object],
     unit_keys: Sequence[object],
     device: torch.device,
-) -> Layout:
+) -> RowLayout:
     """Build the layout of the tensors of one group.
 
     Args:
@@ -100,7 +100,7 @@ def make_layout(
     elements = {level: torch.zeros(n, dtype=row_elements.dtype) for level, n in sizes.items()}
     for level, sums in elements.items():
         sums.index_add_(0, index[level], row_elements)
-    return Layout(
+    return RowLayout(
         unit_dims=dims,
         row_counts=counts,
         unit_offsets=tuple(unit_offsets),
@@ -116,48 +116,3 @@ def make_layout(
 def accumulator(device: torch.device) -> torch.dtype:
     """The type that sums across rows are kept in: float64, or float32 where a device has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def row_sums(product: Tensor, unit_dim: int | None) -> Tensor:
-    """Sum an elementwise product over every dimension but the unit's, giving (rows,) of its own type."""
-    if unit_dim is None:
-        return product.sum().reshape(1)
-    rest = [dim for dim in range(product.dim()) if dim != unit_dim]
-    return product.sum(dim=rest) if rest else product.reshape(-1)
-
-
-def row_dots(a: Tensor, b: Tensor, unit_dim: int | None) -> Tensor:
-    """Inner product of two tensors of one shape over each row, (rows,); without a temporary where memory allows."""
-    plain = a.is_contiguous() and b.is_contiguous() and a.numel() > 0 and not torch.compiler.is_compiling()
-    if plain and unit_dim is None:
-        return torch.dot(a.reshape(-1), b.reshape(-1)).reshape(1)
-    if plain and unit_dim == 0 and a.dim() > 1:
-        rows = a.shape[0]
-        return torch.bmm(a.reshape(rows, 1, -1), b.reshape(rows, -1, 1)).reshape(rows)
-    return row_sums(a * b, unit_dim)
-
-
-def fold(rows: Tensor, layout: Layout, level: str) -> Tensor:
-    """Sum rows down to the groups of a level: (K, R) to (K, groups)."""
-    if level == "global":
-        return rows.sum(dim=1, keepdim=True)
-    return rows.new_zeros(rows.shape[0], layout.sizes[level]).index_add_(1, layout.index[level], rows)
-
-
-def spread(values: Tensor, layout: Layout, level: str) -> Tensor:
-    """Give every row the value of its group: (groups,) to (R,)."""
-    if level == "global":
-        return values.expand(layout.tensor_of_row.shape[0])
-    return values[layout.index[level]]
-
-
-def row_views(rows: Tensor, unit_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Cut (R,) into one view per tensor that broadcasts against it; the rows are those of these tensors in order."""
-    counts = [1 if dim is None else tensor.shape[dim] for dim, tensor in zip(unit_dims, tensors, strict=True)]
-    views = []
-    for part, dim, tensor in zip(torch.split(rows, counts), unit_dims, tensors, strict=True):
-        if dim is None:
-            views.append(part.reshape(()))
-        else:
-            views.append(part.reshape([-1 if i == dim else 1 for i in range(tensor.dim())]))
-    return views

@@ -1,8 +1,9 @@
-"""How a rate moves: from the sums of one group to its next rate, kept positive, finite and inside its bounds.
+"""How rates move, become one, and are regularized: the rules of every hypergradient optimizer.
 
-A rate alpha is stored as its deviation r from the initial rate a0, never as itself: in float32 an increment below half
-a unit in the last place of alpha would be lost. "additive" keeps a difference, alpha = a0 + r; every other rule keeps
-a log ratio, alpha = a0 exp(r). With s = <g_t, u_{t-1}> over a group and c = s / (|g_t| |u_{t-1}|):
+A rate stays positive, finite and inside its bounds. It is stored as its deviation r from the initial rate a0, never as
+itself: in float32 an increment below half a unit in the last place of alpha would be lost. "additive" keeps a
+difference, alpha = a0 + r; every other rule keeps a log ratio, alpha = a0 exp(r). With s = <g_t, u_{t-1}> over a group
+and c = s / (|g_t| |u_{t-1}|):
 
     exponentiated   r <- r + hyper_lr f c               alpha <- alpha exp(hyper_lr f c)
     cosine          r <- r + log(1 + hyper_lr f c)      alpha <- alpha (1 + hyper_lr f c)
@@ -10,26 +11,56 @@ a log ratio, alpha = a0 exp(r). With s = <g_t, u_{t-1}> over a group and c = s /
     log             r <- r + hyper_lr f alpha s         log alpha <- log alpha - hyper_lr f df/dlog alpha
 
 f is the combination weight of the level (exact derivative of the combined rate) or 1.
+
+The rates of several levels become one, alpha* = sum_j gamma_j alpha_j, and the weights gamma are learned. With
+G_j = df/dgamma_j, the sum over the groups of level j of alpha_j times df/dalpha of a single rate there:
+
+    project   y_j = max(gamma_j - delta (G_j - mean G), eps);  gamma = y / sum y      stays on the simplex
+    softmax   gamma = softmax(z);  z_j <- z_j - delta gamma_j (G_j - sum_k gamma_k G_k)
+    divide    y_j = max(gamma_j - delta G_j, eps);  gamma = y / sum y                 the paper's; moves even where all
+                                                                                      levels hold the same rate
+    fixed     gamma stays
+
+Instead of being combined, rates can be regularized towards their parents (coarser levels) and their own past; they keep
+the result. A regularization of strength lambda on a rate with hyper-rate beta is, up to how it is evaluated, a convex
+combination; it is given here as the weight w that the target gets. For a child with targets p of weight w_p, and hat a
+the rate after its plain hypergradient step:
+
+    implicit   a = (1 - sum w) hat a + sum_p w_p a_p        a_p: the parent's rate, itself already regularized
+    virtual    a = (1 - sum w) hat a + sum_p w_p hat a_p    the paper's form; parents before their regularization
+    explicit   a = hat a - sum_p w_p (a_old - a_p_old)      last step's rates on the right
+
+The target "previous" is the child's own rate of the step before; in the explicit form its term is zero. The strengths
+are lambda = w / (2 beta (1 - sum w)) for the implicit form and lambda = w / (2 beta) for the other two.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 RULES = ("exponentiated", "cosine", "additive", "log")
+COSINE_RULES = ("exponentiated", "cosine")  # move by the cosine alone, whatever the scale of the loss
 REDUCTIONS = ("sum", "mean")
+COMBINATIONS = ("project", "softmax", "divide", "fixed")
+PULL_FORMS = ("implicit", "virtual", "explicit")
+PREVIOUS = "previous"
 
 # Below this share of the product that its size would give it, a group's |g| |u| counts as rounding noise.
 NULL_DIRECTION = 1e-6
+SMALLEST_WEIGHT = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class RateBounds:
     """The initial rate of a group and the interval its rates stay in.
 
     Args:
@@ -65,14 +96,14 @@ class Bounds:
         return self.double if dtype == torch.float64 else self.single
 
 
-def rate_of(deviation: Tensor, bounds: Bounds, rule: str) -> Tensor:
+def rate_of(deviation: Tensor, bounds: RateBounds, rule: str) -> Tensor:
     """The rate that a deviation stands for, inside its bounds."""
     low, high = bounds.inside(deviation.dtype)
     rate = deviation + bounds.initial if rule == "additive" else deviation.exp() * bounds.initial
     return rate.clamp(low, high)
 
 
-def deviation_of(rate: Tensor, bounds: Bounds, rule: str) -> Tensor:
+def deviation_of(rate: Tensor, bounds: RateBounds, rule: str) -> Tensor:
     """The deviation that stands for a rate; the inverse of `rate_of` inside the bounds."""
     if rule == "additive":
         return rate - bounds.initial
@@ -139,3 +170,50 @@ def bounded(deviation: Tensor, step: Tensor, low: float, high: float) -> tuple[T
     moved = torch.where(rejected, deviation, deviation + step.to(deviation.dtype))
     kept = moved.clamp(low, high)
     return kept, kept != moved, rejected
+
+
+def learn_weights(combine: str, weights: Tensor, slopes: Tensor, weight_lr: float) -> Tensor:
+    """One step on the combination weights; a step that is not finite is left out.
+
+    Args:
+        combine: One of `COMBINATIONS`.
+        weights: gamma, (levels,), positive, summing to 1.
+        slopes: G, (levels,): derivative of the loss with respect to each weight.
+        weight_lr: delta, >= 0.
+
+    Returns:
+        The next weights, (levels,).
+    """
+    if combine == "fixed":
+        return weights
+    if combine == "softmax":
+        mean = (weights * slopes).sum()
+        moved = torch.softmax(weights.log() - weight_lr * weights * (slopes - mean), dim=0)
+    else:
+        centred = slopes - slopes.mean() if combine == "project" else slopes
+        moved = (weights - weight_lr * centred).clamp(min=SMALLEST_WEIGHT)
+        moved = moved / moved.sum()
+    return torch.where(moved.isfinite().all(), moved, weights)
+
+
+def regularized(
+    form: str, hat: Tensor, old: Tensor, weights: Mapping[str, float], targets: Mapping[str, Tensor]
+) -> Tensor:
+    """The child's rate after its regularization.
+
+    Args:
+        form: One of `PULL_FORMS`.
+        hat: The child's rates after their plain step.
+        old: The child's rates before it.
+        weights: Per target, its weight; together less than 1.
+        targets: Per target other than "previous", the rates to draw near to, broadcast to the child: of this step and
+            regularized (implicit), of this step and plain (virtual), of the step before (explicit).
+    """
+    result = hat
+    for target, weight in weights.items():
+        if form == "explicit":
+            if target != PREVIOUS:
+                result = result - weight * (old - targets[target])
+        else:
+            result = result + weight * ((old if target == PREVIOUS else targets[target]) - hat)
+    return result

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from metastep.core.combination import learn_weights
-from metastep.core.levels import fold, spread
-from metastep.core.rates import bounded, cosine, deviation_of, increment, rate_of
-from metastep.core.regularization import PREVIOUS, pulled
-from metastep.optim.options import Group, hyper_rates
+from metastep.core.inner import fold, spread
+from metastep.core.rates import (
+    COSINE_RULES,
+    PREVIOUS,
+    bounded,
+    cosine,
+    deviation_of,
+    increment,
+    learn_weights,
+    rate_of,
+    regularized,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from metastep.optim.group_rates import GroupRates
-
-COSINE_RULES = ("exponentiated", "cosine")
+    from metastep.optim.group_state import GroupState
+    from metastep.optim.options import Options, RateOptimizer
 
 
 @dataclass(frozen=True)
@@ -39,21 +45,23 @@ class GlobalSums:
     hyper_lr: float
 
 
-def scaled_rows(rates: GroupRates, rows: Tensor) -> Tensor:
+def scaled_rows(state: GroupState, rows: Tensor) -> Tensor:
     """Bring the schedule factor of each tensor's last update into the sums: u is what a rate of 1 moved it by."""
-    factor = rates.factors[rates.layout.tensor_of_row].to(rows.dtype)
+    factor = state.factors[state.layout.tensor_of_row].to(rows.dtype)
     scaled = rows.clone()
     scaled[0] *= factor
     scaled[2] *= factor * factor
     return scaled
 
 
-def global_sums(rates: GroupRates, rows: Tensor, fresh: Tensor | None, ratio: float, hyper_lr: float) -> GlobalSums:
+def global_sums(
+    options: Options, state: GroupState, rows: Tensor, fresh: Tensor | None, ratio: float = 1.0
+) -> GlobalSums:
     """Sums over the tensors that were also updated in the step before: only they answer to the last global rate."""
-    elements = rates.layout.elements["global"]
+    elements = state.layout.elements["global"]
     if fresh is not None:
-        rows, elements = torch.where(fresh, rows[:3], 0.0), (rates.layout.row_elements * fresh).sum().reshape(1)
-    return GlobalSums(fold(rows[:3], rates.layout, "global"), elements, ratio, hyper_lr)
+        rows, elements = torch.where(fresh, rows[:3], 0.0), (state.layout.row_elements * fresh).sum().reshape(1)
+    return GlobalSums(fold(rows[:3], state.layout, "global"), elements, ratio, options.hyper_rates.get("global", 0.0))
 
 
 def share_global(parts: list[GlobalSums]) -> list[GlobalSums]:
@@ -67,114 +75,161 @@ def share_global(parts: list[GlobalSums]) -> list[GlobalSums]:
     return [GlobalSums(sums.to(p.sums.device), elements.to(p.sums.device), p.ratio, parts[0].hyper_lr) for p in parts]
 
 
-def share_rate(source: GroupRates, groups: Iterable[GroupRates | None]) -> None:
+def share_rate(source: GroupState, groups: Iterable[GroupState | None]) -> None:
     """Under scope="all" every group holds the global rate of the source, in the ratio of the initial rates."""
-    for rates in groups:
-        if rates is not None and rates is not source and "global" in rates.deviations:
-            ratio = rates.bounds.initial / (source.bounds.initial or 1.0) if rates.rule == "additive" else 1.0
-            low, high = rates.bounds.deviations(rates.rule)
-            shared = source.deviations["global"].to(rates.weights.device, rates.dtype) * ratio
-            rates.deviations["global"].copy_(shared.clamp(low, high))
+    for state in groups:
+        if state is not None and state is not source and "global" in state.deviations:
+            ratio = state.bounds.initial / (source.bounds.initial or 1.0) if state.rule == "additive" else 1.0
+            low, high = state.bounds.deviations(state.rule)
+            shared = source.deviations["global"].to(state.weights.device, state.dtype) * ratio
+            state.deviations["global"].copy_(shared.clamp(low, high))
 
 
-def adapt(group: Group, rates: GroupRates, rows: Tensor, whole: GlobalSums, fresh: Tensor | None) -> None:
+def adapt(options: Options, state: GroupState, rows: Tensor, whole: GlobalSums, fresh: Tensor | None) -> None:
     """Move every coarser rate and the weights of a group by one step, in place (Jacobi order: all from old values).
 
     Args:
-        group: The parameter group with its options.
-        rates: Its packed rates.
+        options: The group's options.
+        state: Its packed rates.
         rows: (K, R) sums of `measure` with the schedule factor brought in; zero for tensors without gradient.
         whole: The sums for the global level.
         fresh: (R,) bool, rows that were also updated in the step before; None if all were.
     """
-    betas, levels = hyper_rates(group), [level for level in rates.levels if level != "parameter"]
-    betas["global"] = whole.hyper_lr
-    old = {level: rates.rates(level) for level in levels}
+    layout, bounds, rule = state.layout, state.bounds, state.rule
+    low, high = bounds.deviations(rule)
+    old = {level: rate_of(deviation, bounds, rule) for level, deviation in state.deviations.items()}
+    sums = {level: whole.sums if level == "global" else fold(rows[:3], layout, level) for level in old}
+    slopes = weight_slopes(state, rows, old, fresh) if options.learns_weights else None
     hats, clips, rejects = {}, {}, {}
-    for level in levels:
-        share = rates.weights[rates.levels.index(level)] if group["scaled"] and group["pull"] is None else 1.0
-        step = level_step(group, rates, level, rows, whole, betas[level] * share, old[level])
-        low, high = rates.bounds.deviations(rates.rule)
-        kept, clipped, rejected = bounded(rates.deviations[level], step, low, high)
+    for level, rate in old.items():
+        elements, ratio, hyper_lr = layout.elements[level], 1.0, options.hyper_rates[level]
+        if level == "global":
+            elements, ratio, hyper_lr = whole.elements, whole.ratio, whole.hyper_lr
+        share = state.weights[state.levels.index(level)] if options.weighs_hypergradients else 1.0
+        dot, gradient_square, direction_square = sums[level]
+        state.alignment[level] = alignment = cosine(dot, gradient_square, direction_square, elements)
+        if options.reduce == "mean":
+            dot = dot / elements.clamp(min=1)
+        if ratio != 1.0:
+            rate = rate / (ratio or 1.0)
+        step = increment(rule, hyper_lr=hyper_lr * share, dot=dot, alignment=alignment, rate=rate)
+        if ratio != 1.0 and rule == "additive":
+            step = step * ratio
+        kept, clipped, rejected = bounded(state.deviations[level], step, low, high)
         hats[level], clips[level], rejects[level] = kept, clipped.sum(), rejected.sum()
-    if len(rates.levels) > 1 and group["weight_lr"] > 0 and group["pull"] is None and group["combine"] != "fixed":
-        slopes = weight_slopes(group, rates, rows, old, fresh)
-        rates.weights.copy_(learn_weights(group["combine"], rates.weights.to(slopes.dtype), slopes, group["weight_lr"]))
-    if group["pull"] is not None:
-        rates.plain_deviations = hats if group["pull_form"] == "virtual" else {}
-        hats = pull_levels(group, rates, hats, old)
-    for level in levels:
-        rates.deviations[level].copy_(hats[level])
-    if "parameter" in rates.levels:
+    if slopes is not None:
+        state.weights.copy_(learn_weights(options.combine, state.weights.to(slopes.dtype), slopes, options.weight_lr))
+    if options.pull is not None:
+        state.plain_deviations = hats if options.pull_form == "virtual" else {}
+        hats = regularize_levels(options, state, hats, old)
+    for level, hat in hats.items():
+        state.deviations[level].copy_(hat)
+    if "parameter" in state.levels:
         clips["parameter"], rejects["parameter"] = rows[4].sum().long(), rows[5].sum().long()
-    rates.rejections += torch.stack([torch.stack([c[level] for level in rates.levels]) for c in (clips, rejects)])
+    state.rejections += torch.stack([torch.stack([c[level] for level in state.levels]) for c in (clips, rejects)])
 
 
-def level_step(
-    group: Group, rates: GroupRates, level: str, rows: Tensor, whole: GlobalSums, hyper_lr: float | Tensor, rate: Tensor
-) -> Tensor:
-    """What the deviations of one coarser level move by, before bounds."""
-    sums, elements, ratio = whole.sums, whole.elements, whole.ratio
-    if level != "global":
-        sums, elements, ratio = fold(rows[:3], rates.layout, level), rates.layout.elements[level], 1.0
-    dot = sums[0]
-    rates.alignment[level] = alignment = cosine(dot, sums[1], sums[2], elements)
-    if group["reduce"] == "mean":
-        dot = dot / elements.clamp(min=1)
-    if ratio != 1.0:
-        rate = rate / (ratio or 1.0)
-    step = increment(rates.rule, hyper_lr=hyper_lr, dot=dot, alignment=alignment, rate=rate)
-    return step * ratio if rates.rule == "additive" and ratio != 1.0 else step
-
-
-def weight_slopes(
-    group: Group, rates: GroupRates, rows: Tensor, old: dict[str, Tensor], fresh: Tensor | None
-) -> Tensor:
+def weight_slopes(state: GroupState, rows: Tensor, old: dict[str, Tensor], fresh: Tensor | None) -> Tensor:
     """G: derivative of the loss with respect to each combination weight, (J,).
 
     Under the cosine rules G is divided by |g| |alpha* u| (elementwise rates standing at the group's initial rate),
     which makes it independent of the scale of the loss; under the others it is the plain derivative.
     """
-    layout = rates.layout
     if fresh is not None:
         rows = torch.where(fresh, rows, 0.0)
     per_level, combined = [], torch.zeros_like(rows[0])
-    for position, level in enumerate(rates.levels):
+    for position, level in enumerate(state.levels):
         if level == "parameter":
             per_level.append(-rows[3].sum())
-            used = torch.full_like(rows[0], rates.bounds.initial)
+            used = torch.full_like(rows[0], state.bounds.initial)
         else:
-            used = spread(old[level].to(rows.dtype), layout, level)
+            used = spread(old[level].to(rows.dtype), state.layout, level)
             per_level.append(-(used * rows[0]).sum())
-        combined = combined + rates.weights[position] * used
+        combined = combined + state.weights[position] * used
     slopes = torch.stack(per_level)
-    if rates.rule not in COSINE_RULES:
+    if state.rule not in COSINE_RULES:
         return slopes
     scale = rows[1].sum().sqrt() * (combined * combined * rows[2]).sum().sqrt()
     return torch.where(scale > 0, slopes / scale, 0.0)
 
 
-def pull_levels(group: Group, rates: GroupRates, hats: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Draw each coarser level to its parents and its past, coarse to fine."""
-    form, result = group["pull_form"], dict(hats)
-    low, high = rates.bounds.deviations(rates.rule)
-    for level, weights in group["pull"].items():
-        if level == "parameter":
+def regularize_levels(
+    options: Options, state: GroupState, hats: dict[str, Tensor], old: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Regularize each coarser level towards its parents and its past, coarse to fine."""
+    form, result = options.pull_form, dict(hats)
+    bounds, rule = state.bounds, state.rule
+    low, high = bounds.deviations(rule)
+    sources = {"implicit": result, "virtual": hats, "explicit": None}[form]
+    for level in hats:
+        weights = (options.pull or {}).get(level)
+        if not weights:
             continue
-        sources = {"implicit": result, "virtual": hats}.get(form)
         targets = {}
         for target in weights:
             if target != PREVIOUS:
-                values = old[target] if sources is None else rate_of(sources[target], rates.bounds, rates.rule)
-                targets[target] = to_children(rates, values, target, level)
-        hat = rate_of(hats[level], rates.bounds, rates.rule)
-        rate = pulled(form, hat, old[level], weights, targets).clamp(rates.bounds.low, rates.bounds.high)
-        result[level] = deviation_of(rate, rates.bounds, rates.rule).clamp(low, high)
+                values = old[target] if sources is None else rate_of(sources[target], bounds, rule)
+                targets[target] = to_children(state, values, target, level)
+        hat = rate_of(hats[level], bounds, rule)
+        rate = regularized(form, hat, old[level], weights, targets).clamp(bounds.low, bounds.high)
+        result[level] = deviation_of(rate, bounds, rule).clamp(low, high)
     return result
 
 
-def to_children(rates: GroupRates, values: Tensor, parent: str, child: str) -> Tensor:
+def to_children(state: GroupState, values: Tensor, parent: str, child: str) -> Tensor:
     """Give every group of the child level its parent's value."""
-    layout = rates.layout
+    layout = state.layout
     children = torch.zeros(layout.sizes[child], dtype=values.dtype, device=values.device)
     return children.index_copy_(0, layout.index[child], spread(values, layout, parent).contiguous())
+
+
+class RateOptimizerStep:
+    """A torch optimizer over the packed log ratios of one group: each hypergradient becomes a `.grad`.
+
+    Differs from a rule in that it has a state of its own; it starts anew when a parameter joins the group late.
+    """
+
+    def __init__(self, factory: RateOptimizer, state: GroupState) -> None:
+        self.state = state
+        self.tensors = [*state.deviations.values(), *state.elementwise]
+        self.optimizer = factory(self.tensors)
+
+    def step(self, options: Options, rows: Tensor, whole: GlobalSums, active: Tensor) -> None:
+        """Let the optimizer move every deviation, then bring it back inside its bounds.
+
+        Args:
+            options: The group's options; elementwise hypergradients are already in `.grad`.
+            rows: (K, R) sums of this step.
+            whole: The sums for the global level.
+            active: (R,) rows of tensors that have a gradient; the rates of others keep still.
+        """
+        state, layout = self.state, self.state.layout
+        for level, deviation in state.deviations.items():
+            dot, elements, ratio = whole.sums[0], whole.elements, whole.ratio or 1.0
+            if level != "global":
+                dot, elements, ratio = fold(rows[:1], layout, level)[0], layout.elements[level], 1.0
+            if options.reduce == "mean":
+                dot = dot / elements.clamp(min=1)
+            share = state.weights[state.levels.index(level)] if options.scaled else 1.0
+            deviation.grad = (-share * state.rates(level) / ratio * dot).to(deviation.dtype)
+        names = [*state.deviations, *["parameter"] * len(state.elementwise)]
+        moving = [(name, tensor) for name, tensor in zip(names, self.tensors, strict=True) if tensor.grad is not None]
+        before, usable = [], []
+        for _, tensor in moving:
+            gradient = cast("Tensor", tensor.grad)
+            before.append(tensor.clone())
+            usable.append(gradient.isfinite())
+            tensor.grad = torch.where(usable[-1], gradient, 0.0)
+        self.optimizer.step()
+        low, high = state.bounds.deviations(state.rule)
+        none = torch.zeros((), dtype=torch.int64, device=state.weights.device)
+        clips, rejects = dict.fromkeys(state.levels, none), dict.fromkeys(state.levels, none)
+        for (name, tensor), old, finite in zip(moving, before, usable, strict=True):
+            wanted = torch.where(finite & tensor.isfinite(), tensor, old)
+            if name in ("layer", "unit"):
+                wanted = torch.where(fold(active[None].to(rows.dtype), layout, name)[0] > 0, wanted, old)
+            clips[name] = clips[name] + ((wanted < low) | (wanted > high)).sum()
+            rejects[name] = rejects[name] + (~finite).sum()
+            tensor.copy_(wanted.clamp(low, high))
+            tensor.grad = None
+        state.rejections += torch.stack([torch.stack([c[level] for level in state.levels]) for c in (clips, rejects)])

@@ -9,19 +9,22 @@ the two. Where a view was replaced (by loading, or by moving state between devic
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from metastep.core.distributed import local
-from metastep.core.levels import Layout, default_unit_dim, make_layout, spread
-from metastep.core.rates import Bounds, rate_of
-from metastep.optim.options import Group, bounds_of, start_weights
-from metastep.optim.shards import refuse_flattened, shards_of
+from metastep.core.distributed import Ranks, is_flattened, is_sharded, local, local_indices, part_count, ranks_of
+from metastep.core.inner import spread
+from metastep.core.levels import RowLayout, default_unit_dim, make_layout
+from metastep.core.rates import rate_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from metastep.optim.directions import Direction
+    from metastep.optim.options import Group, Options
 
 State = dict[str, Any]
 
@@ -39,17 +42,21 @@ def rate_keys(levels: Sequence[str]) -> tuple[str, ...]:
     return (*SHARED_KEYS, *(deviation_key(level) for level in levels))
 
 
-def bounds_arguments(group: Group) -> tuple[object, ...]:
-    """What the bounds are made of."""
-    return group["initial_rate"], group["min_lr"], group["max_lr"]
-
-
 def real_view(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers, a real one as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-class GroupRates:
+def start_buffers(parameter: Tensor, state: State, direction: Direction) -> None:
+    """Make the buffers of a direction that a parameter lacks, like the parameter, memory format included."""
+    for key in direction.buffers:
+        if state.get(key) is None:
+            value = direction.start(key)
+            filled = complex(value, value) if parameter.is_complex() else value
+            state[key] = torch.full_like(parameter, filled, memory_format=torch.preserve_format)
+
+
+class GroupState:
     """Packed rates of the members of one parameter group.
 
     Attributes:
@@ -65,37 +72,39 @@ class GroupRates:
         counts: (T,) updates of each member.
         factors: (T,) schedule factor at each member's last update.
         last_updates: Per member, the optimizer step of its last update, 0 before it.
-        plain_deviations: Level to deviations of this step before its pulls, in the virtual form.
+        plain_deviations: Level to deviations of this step before their regularization, in the virtual form.
         alignment: Level to the cosines of the last step, as packed as the deviations; empty before the second step.
+        lr: () the group's current `lr`, on the device.
     """
 
-    def __init__(self, group: Group, members: list[Tensor], states: list[State]) -> None:
-        refuse_flattened(group, members)
-        self.members = members
-        self.states = states
+    def __init__(self, group: Group, options: Options, members: list[Tensor], states: list[State]) -> None:
+        self.members, self.states = members, states
+        self.shapes = [p.shape for p in members]
         self.everyone = list(range(len(members)))
         self.complex = any(p.is_complex() for p in members)
-        self.bounds: Bounds = bounds_of(group)
-        self._bounds_from = bounds_arguments(group)
-        self.levels: tuple[str, ...] = group["levels"]
-        self.rule: str = group["rule"]
+        self.bounds, self.levels, self.rule = options.bounds, options.levels, options.rule
         positions = {id(p): i for i, p in enumerate(group["params"])}
         names = group.get("param_names")
         self.names = [names[positions[id(p)]] if names else str(positions[id(p)]) for p in members]
         device = members[0].device
-        self.layout = group_layout(group, members, self.names, device)
+        if options.levels != ("parameter",) and any(map(is_flattened, members)):
+            raise ValueError(
+                f"levels must be ('parameter',) for parameters that FSDP1 has flattened, got {options.levels}: a rank "
+                "has a piece of one long vector, not layers and units; shard with torch.distributed.fsdp.fully_shard."
+            )
+        self.layout = group_layout(options, members, self.names, device)
         self.shards = shards_of(members, self.layout)
         double = any(p.dtype in (torch.float64, torch.complex128) for p in members) and device.type != "mps"
         self.dtype = torch.float64 if double else torch.float32
-        self._pack(group, states, device)
+        self._pack(options, states, device)
         self.alignment: dict[str, Tensor] = {}
-        self.plain_deviations: dict[str, Tensor] = {}  # of this step before its pulls, for the virtual form
+        self.plain_deviations: dict[str, Tensor] = {}
         self.lr = torch.zeros((), dtype=self.dtype, device=device)
         self._lr_written: float | None = None
-        self.cache: dict[object, Any] = {}  # what engines derive from the layout
+        self.cache: dict[object, Any] = {}  # what the passes derive from the layout
         self._masks: dict[object, Tensor] = {}
 
-    def _pack(self, group: Group, states: list[State], device: torch.device) -> None:
+    def _pack(self, options: Options, states: list[State], device: torch.device) -> None:
         """Gather what the states hold, start what they lack, and make every entry a view of the whole."""
         layout, size = self.layout, len(states)
         self.counts = torch.tensor([float(s.get("step", 0.0)) for s in states], dtype=torch.float32, device=device)
@@ -106,7 +115,7 @@ class GroupRates:
             for level in self.levels
             if level != "parameter"
         }
-        self.weights = torch.tensor(start_weights(group), dtype=self.dtype, device=device)
+        self.weights = torch.tensor(options.start_weights, dtype=self.dtype, device=device)
         self.rejections = torch.zeros(2, len(self.levels), dtype=torch.int64, device=device)
         self.elementwise: list[Tensor] = []
         for i, (parameter, state) in enumerate(zip(self.members, states, strict=True)):
@@ -141,19 +150,36 @@ class GroupRates:
             views[deviation_key("unit")] = self.deviations["unit"][start : start + layout.row_counts[i]]
         return views
 
-    def serves(self, group: Group, members: list[Tensor], states: list[State], buffers: Sequence[str]) -> bool:
-        """Whether these vectors are still what the states show, for these members and settings."""
+    def serves(self, options: Options, members: list[Tensor], states: list[State], buffers: Sequence[str]) -> bool:
+        """Whether these vectors are still what the states show, for these members and settings.
+
+        Raises:
+            ValueError: If a parameter has changed its shape.
+        """
         if len(members) != len(self.members) or not all(map(operator.is_, members, self.members)):
             return False
+        if [p.shape for p in members] != self.shapes:
+            name, before, now = next(
+                (name, tuple(shape), tuple(p.shape))
+                for name, shape, p in zip(self.names, self.shapes, members, strict=True)
+                if p.shape != shape
+            )
+            raise ValueError(
+                f"parameters must keep their shapes, got {now} for {name!r}, which had {before}; "
+                "make a new optimizer when a parameter is resized."
+            )
         if not all(map(operator.is_, states, self.states)):
             return False
-        if (self.rule, self.levels, self._bounds_from) != (group["rule"], group["levels"], bounds_arguments(group)):
+        if (self.rule, self.levels, self.bounds) != (options.rule, options.levels, options.bounds):
             return False
         for state in states:
             step = state.get("step")
             if step is None or step._base is not self.counts:
                 return False
-        return all(key in state for key in buffers for state in states)
+            for key in buffers:
+                if key not in state:
+                    return False
+        return True
 
     def real(self, tensors: list[Tensor]) -> list[Tensor]:
         """Tensors of the members' types, what is here of them; complex ones as pairs of real numbers."""
@@ -169,17 +195,18 @@ class GroupRates:
         """The rates of member i's elements, without the schedule factor."""
         return rate_of(self.elementwise[i], self.bounds, self.rule)
 
-    def targets(self, level: str) -> Tensor:
-        """The rates that a pull of single elements draws to: plain ones in the virtual form, else as they stand."""
+    def parent_rates(self, level: str) -> Tensor:
+        """What the rates of elements are regularized towards: plain rates in the virtual form, else as they stand."""
         deviation = self.plain_deviations.get(level, self.deviations[level])
         return rate_of(deviation, self.bounds, self.rule)
 
     def combined_rows(self) -> Tensor:
         """(R,) the weighted sum of the coarser levels' rates, without the schedule factor."""
+        rates = {level: rate_of(deviation, self.bounds, self.rule) for level, deviation in self.deviations.items()}
         rows = torch.zeros(self.layout.tensor_of_row.shape[0], dtype=self.dtype, device=self.weights.device)
         for position, level in enumerate(self.levels):
             if level != "parameter":
-                rows = rows + self.weights[position] * spread(self.rates(level), self.layout, level)
+                rows = rows + self.weights[position] * spread(rates[level], self.layout, level)
         return rows
 
     def write_lr(self, lr: float | Tensor) -> Tensor:
@@ -191,6 +218,15 @@ class GroupRates:
             self.lr.fill_(lr)
             self._lr_written = lr
         return self.lr
+
+    def write_factors(self, lr: float | Tensor, chosen: Tensor | None) -> None:
+        """Note the schedule factor of this step for the chosen members, (T,) bool; None for all."""
+        lr = self.write_lr(lr)
+        factor = lr / self.bounds.initial if self.bounds.initial > 0 else torch.ones_like(lr)
+        if chosen is None:
+            self.factors.copy_(factor.expand_as(self.factors))
+        else:
+            self.factors.copy_(torch.where(chosen, factor, self.factors))
 
     def mask(self, chosen: Sequence[int]) -> Tensor:
         """(T,) True for the chosen members; kept, because they rarely change."""
@@ -204,10 +240,10 @@ class GroupRates:
         return self._masks[key]
 
 
-def group_layout(group: Group, members: list[Tensor], names: list[str], device: torch.device) -> Layout:
-    """Rows, layers and units of the members, as the group's options say."""
+def group_layout(options: Options, members: list[Tensor], names: list[str], device: torch.device) -> RowLayout:
+    """Rows, layers and units of the members, as the options say."""
     shapes = [real_view(p).shape for p in members]
-    chosen = group["unit_dims"] or {}
+    chosen = options.unit_dims or {}
     dims = []
     for parameter, name in zip(members, names, strict=True):
         dim = chosen.get(name, default_unit_dim(parameter.shape))
@@ -217,9 +253,9 @@ def group_layout(group: Group, members: list[Tensor], names: list[str], device: 
                 "count from 0."
             )
         dims.append(dim)
-    layer_keys = [name.rpartition(".")[0] if group["layers"] == "module" else name for name in names]
+    layer_keys = [name.rpartition(".")[0] if options.layers == "module" else name for name in names]
     unit_keys = list(names)
-    if group["tie_bias"]:
+    if options.tie_bias:
         units = {name: p.shape[d] for name, p, d in zip(names, members, dims, strict=True) if d is not None}
         for i, (name, parameter) in enumerate(zip(names, members, strict=True)):
             head, dot, leaf = name.rpartition(".")
@@ -228,9 +264,55 @@ def group_layout(group: Group, members: list[Tensor], names: list[str], device: 
                 dims[i], unit_keys[i] = 0, weight
     return make_layout(
         shapes,
-        units="unit" in group["levels"],
+        units="unit" in options.levels,
         unit_dims=dims,
         layer_keys=layer_keys,
         unit_keys=unit_keys,
         device=device,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Sharded parameters: which rows of a group are here.
+
+    The passes run on the parts that are here, as if they were the tensors. Between them the row sums of all groups go
+    out in one message, and every rank moves the same coarser rates from the same sums; rates of single elements stay
+    where the elements are.
+
+    Args:
+        ranks: Among whom the members are spread.
+        by_member: Per member, the places of its rows that are here among the group's R rows.
+        parts: (R,) into how many parts the tensor of a row is cut.
+        device: Of the members.
+    """
+
+    ranks: Ranks
+    by_member: tuple[range, ...]
+    parts: Tensor
+    device: torch.device
+    _places: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def places(self, active: Sequence[int]) -> Tensor:
+        """Places of the rows here of some members, in order; kept, because they rarely change."""
+        key = tuple(active)
+        if key not in self._places:
+            if len(self._places) > 64:
+                self._places.clear()
+            rows = [row for i in key for row in self.by_member[i]]
+            self._places[key] = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        return self._places[key]
+
+
+def shards_of(members: Sequence[Tensor], layout: RowLayout) -> Shards | None:
+    """How the members of a group are cut; None if all are whole."""
+    if not any(map(is_sharded, members)):
+        return None
+    begin, places = 0, []
+    for member, dim, count in zip(members, layout.unit_dims, layout.row_counts, strict=True):
+        here = range(count) if dim is None else local_indices(member, dim)
+        places.append(range(begin + here.start, begin + here.stop))
+        begin += count
+    parts = torch.tensor([part_count(member) for member in members], dtype=layout.row_elements.dtype)
+    parts = parts.to(layout.tensor_of_row.device)[layout.tensor_of_row]
+    return Shards(ranks_of(members), tuple(places), parts, layout.tensor_of_row.device)

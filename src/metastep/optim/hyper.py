@@ -2,121 +2,179 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
+import weakref
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from metastep.optim import checkpoint, readout
-from metastep.optim.adapt import GlobalSums, adapt, global_sums, scaled_rows, share_global, share_rate
-from metastep.optim.driver import RateDriver
-from metastep.optim.gather import gather, start_state
-from metastep.optim.group_rates import GroupRates, State
+from metastep.core.distributed import is_sharded, local_gradient, rank_count
+from metastep.optim import readout
+from metastep.optim.adapt import (
+    GlobalSums,
+    RateOptimizerStep,
+    adapt,
+    global_sums,
+    scaled_rows,
+    share_global,
+    share_rate,
+)
+from metastep.optim.group_state import SHARED_KEYS, GroupState, rate_keys, start_buffers
 from metastep.optim.options import (
+    BY_OPTIMIZER,
     DEFAULT_HYPER_LR,
-    DRIVEN,
+    KEYS,
     Group,
     HyperOptions,
+    Options,
     RateOptimizer,
-    check_options,
     flag,
-    hyper_rates,
     number,
     with_defaults,
 )
-from metastep.optim.shards import add_up
-from metastep.optim.zero import refuse_zero_redundancy
+from metastep.optim.two_pass import CompiledPasses, EagerPasses, GroupStep, Passes, add_up, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch.optim.optimizer import ParamsT
+    from torch.utils.hooks import RemovableHandle
 
-    from metastep.optim.direction import Direction
-    from metastep.optim.work import Work
+    from metastep.optim.directions import Direction
 
+StateDict = dict[str, Any]
 
 UNKNOWN = -1  # the step count is derived from the state at the next step
+WORTH_A_KERNEL = 100_000  # elements of a group from which the CPU engine is chosen unasked
+RATE_OPTIMIZERS = "rate_optimizers"  # their states in a checkpoint
+#: torch.optim.Adam and AdamW did not write it in torch 2.6; of so old a checkpoint the optimizer's own value holds.
+NEWER_IN_TORCH = ("decoupled_weight_decay",)
+
+
+class GroupSettings(NamedTuple):
+    """What a parameter group's values say, and the values, to see when they change."""
+
+    values: list[Any]
+    options: Options
+    direction: Direction
 
 
 class HyperOptimizer(Optimizer):
-    """Base of the hypergradient optimizers; a subclass says which direction it takes and how its namesake steps."""
+    """Base of the hypergradient optimizers; a subclass says which direction it takes and whose arguments it has."""
 
+    base: ClassVar[type[Optimizer]]  # the torch.optim class that it is while its rates stand still
     own_hyper_lr: ClassVar[dict[str, float]] = {}  # by rule, where the default does not suit
     key_prefix = ""  # of the keys in a checkpoint
+    _zero_hook: RemovableHandle | None = None
     _clock: int  # steps so far in which any parameter had a gradient
 
-    def __init__(self, params: ParamsT, base_defaults: dict[str, Any], options: HyperOptions) -> None:
-        settings = with_defaults(options)
+    def __init__(self, params: ParamsT, base_arguments: dict[str, Any], options: HyperOptions) -> None:
+        given = with_defaults(options)
         self._rate_optimizer: RateOptimizer | None = None
-        if callable(settings["rule"]):
-            self._rate_optimizer = settings["rule"]
-            settings["rule"] = DRIVEN
-        elif settings["rule"] == DRIVEN:
+        if callable(given["rule"]):
+            self._rate_optimizer = given["rule"]
+            given["rule"] = BY_OPTIMIZER
+        elif given["rule"] == BY_OPTIMIZER:
             raise ValueError(
-                "rule must be a function when an optimizer drives the rates, got 'driven'; "
+                f"rule must be a function that makes the rate optimizer, got {BY_OPTIMIZER!r}; "
                 "pass for example rule=lambda rates: torch.optim.Adam(rates, lr=0.01)."
             )
         self._forget()
-        defaults = {**base_defaults, **settings}
+        defaults = {**base_arguments, **given}
         self._check(checked := defaults | {"param_names": ()})
-        defaults = {name: checked[name] for name in defaults}
-        super().__init__(params, defaults)
+        super().__init__(params, {name: checked[name] for name in defaults})
+        self._watch()
+        self._refuse_zero_redundancy()
 
     @abstractmethod
     def direction(self, group: Group) -> Direction:
         """The direction that a group's settings ask for."""
 
     @abstractmethod
-    def plain_step(self, group: Group, parameters: list[Tensor]) -> None:
-        """One step of the torch.optim namesake on the parameters that have a gradient."""
-
-    @abstractmethod
-    def plain_keys(self, group: Group) -> tuple[str, ...]:
-        """The state keys of the namesake for a parameter that has been stepped."""
+    def base_keys(self, group: Group) -> tuple[str, ...]:
+        """The state keys of the base optimizer for a parameter that has been stepped."""
 
     @abstractmethod
     def check_arguments(self, group: Group) -> None:
-        """Refuse arguments of the namesake that are out of range."""
-
-    def _check(self, group: Group) -> None:
-        """Check a group's arguments: those of every optimizer, the options, those of its namesake alone."""
-        group["initial_rate"] = number("lr", group["lr"])
-        check_options(group)
-        if group["hyper_lr"] is None and group["rule"] != DRIVEN:
-            group["hyper_lr"] = (DEFAULT_HYPER_LR | self.own_hyper_lr)[group["rule"]]
-        flag("maximize", group.get("maximize", False))
-        for name in ("foreach", "fused"):
-            flag(name, group.get(name), optional=True)
-        for name in ("differentiable", "capturable"):
-            flag(name, group.get(name, False))
-        if group.get("differentiable") and any(hyper_rates(group).values()):
-            raise ValueError("differentiable must be False while rates adapt, got True; set hyper_lr=0.")
-        if group.get("fused") and (group.get("foreach") or group.get("differentiable")):
-            raise ValueError("fused must be None or False together with foreach or differentiable, got True; drop one.")
-        self.check_arguments(group)
-        if group["include_decay"] and not self.decoupled(group):
-            raise ValueError(
-                "include_decay must be False for coupled weight decay, got True; use hyper_objective to choose there."
-            )
-
-    def between_passes(self, works: list[Work]) -> None:
-        """What a subclass does when all sums are taken and no parameter has moved."""
+        """Refuse arguments of the base optimizer that are out of range."""
 
     def decoupled(self, group: Group) -> bool:
         """Whether weight decay stands beside the direction instead of in it."""
         del group
         return False
 
+    def base_of(self, group: Group) -> type[Optimizer]:
+        """The base optimizer of a group."""
+        del group
+        return self.base
+
+    def plain_step(self, group: Group) -> None:
+        """One step of the base optimizer itself, which reads and writes the same state and group."""
+        plain = object.__new__(self.base_of(group))
+        plain.__dict__.update(self.__dict__)
+        plain.param_groups = [group]
+        with torch.set_grad_enabled(bool(group.get("differentiable"))):
+            inspect.unwrap(type(plain).step)(plain)  # unwrapped, because the hooks of this step run already
+
+    def between_passes(self, steps: list[GroupStep]) -> None:
+        """What a subclass does when all sums are taken and no parameter has moved."""
+
+    def _check(self, group: Group) -> None:
+        """Check a group's arguments, those of every optimizer, the options, the base's own; bring them to one form."""
+        group["initial_rate"] = number("lr", group["lr"])
+        options = self._options(group)
+        group.update(options.as_group())
+        flag("maximize", group.get("maximize", False))
+        for name in ("foreach", "fused"):
+            flag(name, group.get(name), optional=True)
+        for name in ("differentiable", "capturable"):
+            flag(name, group.get(name, False))
+        if group.get("differentiable") and options.adapts:
+            raise ValueError("differentiable must be False while rates adapt, got True; set hyper_lr=0.")
+        if group.get("fused") and (group.get("foreach") or group.get("differentiable")):
+            raise ValueError("fused must be None or False together with foreach or differentiable, got True; drop one.")
+        self.check_arguments(group)
+        if options.include_decay and not self.decoupled(group):
+            raise ValueError(
+                "include_decay must be False for coupled weight decay, got True; use hyper_objective to choose there."
+            )
+
+    def _options(self, group: Group) -> Options:
+        """A group's options, with this optimizer's own default of the hyper-rate."""
+        rule = group["rule"]
+        if group["hyper_lr"] is None and isinstance(rule, str) and rule in DEFAULT_HYPER_LR:
+            group = {**group, "hyper_lr": (DEFAULT_HYPER_LR | self.own_hyper_lr)[rule]}
+        return Options.of(group)
+
+    def _settings(self, position: int) -> GroupSettings:
+        """A group's options and direction, read anew when any of its values has changed."""
+        group = self.param_groups[position]
+        values = [group.get(key) for key in self._watched]
+        seen = self._seen[position]
+        if seen is None or seen.values != values:
+            seen = GroupSettings(values, self._options(group), self.direction(group))
+            written_in_place = any(isinstance(v, Tensor) or (isinstance(v, tuple) and holds_tensor(v)) for v in values)
+            self._seen[position] = None if written_in_place else seen
+        return seen
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, which may have its own value of every argument; its rates start at its own `lr`."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            for parameter in group["params"]:
+                if parameter.is_inference():
+                    raise ValueError(
+                        "parameters must not be made under torch.inference_mode(), got one of shape "
+                        f"{tuple(parameter.shape)}; it can never be updated: make it outside."
+                    )
             self._check(group)
-            refuse_zero_redundancy(group)
             if group["scope"] != self.param_groups[0]["scope"]:
                 raise ValueError(
                     f"scope must be the same in all groups, got {group['scope']!r}; set it for the whole optimizer."
@@ -124,7 +182,8 @@ class HyperOptimizer(Optimizer):
         except ValueError:
             del self.param_groups[-1]
             raise
-        self._packed.append(None)
+        self._states.append(None)
+        self._seen.append(None)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -136,7 +195,16 @@ class HyperOptimizer(Optimizer):
 
         Returns:
             What the closure returned, or None.
+
+        Raises:
+            RuntimeError: If a gradient is sparse while rates adapt, or under `torch.inference_mode()`.
+            ValueError: If a parameter has changed its shape.
         """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{type(self).__name__}.step must run outside torch.inference_mode(), which makes tensors that cannot "
+                "be updated later; torch.no_grad() is no trouble."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -146,154 +214,348 @@ class HyperOptimizer(Optimizer):
             return loss
         if self._clock == UNKNOWN:
             self._clock = max((int(s.get("last_update", 0)) for s in self.state.values()), default=0)
-        works = []
-        for position, (group, parameters) in enumerate(zip(self.param_groups, with_gradient, strict=True)):
-            if not parameters:
-                continue
-            if self._is_plain(group):
-                with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                    self.plain_step(group, parameters)
-            else:
-                works.append(self._measure(position, group, parameters))
-        add_up(works)
-        self.between_passes(works)
-        self._adapt(works)
-        for work in works:
-            self._move(work)
+        adapting = [k for k, parameters in enumerate(with_gradient) if parameters and not self._is_plain(k)]
+        for position in adapting:
+            refuse_sparse(type(self).__name__, with_gradient[position])
+        for position, parameters in enumerate(with_gradient):
+            if parameters and position not in adapting:
+                self.plain_step(self.param_groups[position])
+        steps = [self._measure(position, with_gradient[position]) for position in adapting]
+        add_up([step for step, _ in steps])
+        self.between_passes([step for step, _ in steps])
+        self._adapt(steps)
+        for step, passes in steps:
+            step.state.write_factors(step.lr, step.active_mask)
+            passes.move(step)
+            for i in step.active:
+                step.state.last_updates[i] = step.state.states[i]["last_update"] = self._clock + 1
         self._clock += 1
+        if self._zero_hook is not None:  # one step is enough to see it
+            self._zero_hook.remove()
+            self._zero_hook = None
         return loss
 
     def rates(self) -> list[dict[str, Any]]:
         """The rates really in use: per group a dict, per level a tensor by parameter name; see `docs/optimizers.md`."""
         return readout.rates(self)
 
-    def packed_rates(self, position: int) -> GroupRates | None:
+    def group_state(self, position: int) -> GroupState | None:
         """The packed rates of a group; None as long as they stand at their start."""
-        group = self.param_groups[position]
-        if not any("last_update" in self.state[p] for p in group["params"] if p in self.state):
-            return None
-        return self._group_rates(position, group, [], self.direction(group))
+        return self._group_state(position, []) if self._has_adapted(position) else None
+
+    def options(self, position: int) -> Options:
+        """The checked options of a group."""
+        return self._settings(position).options
 
     def describe(self) -> str:
         """A table of the current rates, as text."""
         return readout.describe(self)
 
-    def _is_plain(self, group: Group) -> bool:
-        """Whether the rates of a group stand still at their initial value: then the namesake's own kernels run."""
-        if any(hyper_rates(group).values()):
-            return False
-        return not any("last_update" in self.state[p] for p in group["params"] if p in self.state)
+    def _has_adapted(self, position: int) -> bool:
+        members = self.param_groups[position]["params"]
+        return any("last_update" in self.state[p] for p in members if p in self.state)
 
-    def _measure(self, position: int, group: Group, parameters: list[Tensor]) -> Work:
+    def _is_plain(self, position: int) -> bool:
+        """Whether the rates of a group stand still at their initial value: then the base optimizer itself steps."""
+        return not self._settings(position).options.adapts and not self._has_adapted(position)
+
+    def _measure(self, position: int, parameters: list[Tensor]) -> tuple[GroupStep, Passes]:
         """First pass over one group: its sums, and its buffers advanced."""
-        direction = self.direction(group)
-        rates = self._group_rates(position, group, parameters, direction)
-        work = gather(position, group, rates, direction, parameters, self._clock)
-        if any(rates.last_updates[i] for i in work.active):
-            rows = work.engine.measure(work)
-            work.rows = work.all_rows(rows).to(rates.layout.row_elements.dtype)
+        group = self.param_groups[position]
+        if group["initial_rate"] == 0.0 and float(group["lr"]) > 0.0:
+            group["initial_rate"] = float(group["lr"])  # a rate that starts at zero starts when it is first set
+        state = self._group_state(position, parameters)
+        _, options, direction = self._settings(position)
+        everyone = len(parameters) == len(state.members)
+        active, fresh, unit_dims = state.everyone, None, state.layout.unit_dims
+        if not everyone:
+            places = {id(p): i for i, p in enumerate(state.members)}
+            active = [places[id(p)] for p in parameters]
+            unit_dims = tuple(unit_dims[i] for i in active)
+        if not everyone or self._clock == 0 or state.last_updates.count(self._clock) != len(state.members):
+            kept = [i for i in active if state.last_updates[i] == self._clock != 0]
+            fresh = state.mask(kept)[state.layout.tensor_of_row]
+        gradients: list[Any] = [p.grad if state.shards is None else local_gradient(p) for p in parameters]
+        states = [state.states[i] for i in active]
+        step = GroupStep(
+            position=position,
+            lr=group["lr"],
+            options=options,
+            state=state,
+            direction=direction,
+            settings=settings_of(options, direction, unit_dims),
+            active=active,
+            parameters=state.real(parameters),
+            gradients=state.real(gradients),
+            buffers={key: state.real([entries[key] for entries in states]) for key in direction.buffers},
+            active_mask=None if everyone else state.mask(active),
+            fresh=fresh,
+        )
+        passes = passes_for(step, fused=group.get("fused"))
+        if any(state.last_updates[i] for i in active):
+            step.rows = step.all_rows(passes.measure(step)).to(state.layout.row_elements.dtype)
         else:
-            work.engine.begin(work)
-        rates.counts += 1 if work.active_mask is None else work.active_mask
-        return work
+            passes.begin(step)
+        state.counts += 1 if step.active_mask is None else step.active_mask
+        return step, passes
 
-    def _adapt(self, works: list[Work]) -> None:
+    def _adapt(self, steps: list[tuple[GroupStep, Passes]]) -> None:
+        """Between the passes: every rate and every combination weight moves."""
         shared = self.param_groups[0]["scope"] == "all"
-        moving = [work for work in works if work.rows is not None and (shared or not work.engine.adapt(work))]
+        moving = [step for step, passes in steps if step.rows is not None and (shared or not passes.adapt(step))]
         if not moving:
             return
         first = self.param_groups[0]["initial_rate"] or 1.0
         parts = []
-        for work in moving:
-            assert work.rows is not None
-            work.rows = scaled_rows(work.rates, work.rows)
-            ratio = work.group["initial_rate"] / first if shared else 1.0
-            beta = hyper_rates(work.group).get("global", 0.0)
-            parts.append(global_sums(work.rates, work.rows, work.fresh, ratio, beta))
+        for step in moving:
+            assert step.rows is not None
+            step.rows = scaled_rows(step.state, step.rows)
+            ratio = step.options.initial_rate / first if shared else 1.0
+            parts.append(global_sums(step.options, step.state, step.rows, step.fresh, ratio))
         if shared:
             parts = share_global(parts)
-        for work, whole in zip(moving, parts, strict=True):
-            assert work.rows is not None
-            if work.group["rule"] == DRIVEN:
-                self._drive(work, work.rows, whole)
+        for step, whole in zip(moving, parts, strict=True):
+            assert step.rows is not None
+            if step.options.rule == BY_OPTIMIZER:
+                self._step_rate_optimizer(step, step.rows, whole)
             else:
-                adapt(work.group, work.rates, work.rows, whole, work.fresh)
-        if shared and "global" in moving[0].rates.deviations:
-            share_rate(moving[0].rates, self._packed)
+                adapt(step.options, step.state, step.rows, whole, step.fresh)
+        if shared and "global" in moving[0].state.deviations:
+            share_rate(moving[0].state, self._states)
 
-    def _drive(self, work: Work, rows: Tensor, whole: GlobalSums) -> None:
-        """Let the optimizer of the rates move them; it is made at its first use."""
-        rates = work.rates
-        driver = self._drivers.get(work.position)
-        if driver is None or driver.rates is not rates:
+    def _step_rate_optimizer(self, step: GroupStep, rows: Tensor, whole: GlobalSums) -> None:
+        """Let the rate optimizer move the rates; it is made at its first use."""
+        state = step.state
+        known = self._rate_optimizers.get(step.position)
+        if known is None or known.state is not state:
             if self._rate_optimizer is None:
                 raise ValueError(
                     "rule must be a function that makes an optimizer, got None; construct the optimizer anew."
                 )
-            driver = self._drivers[work.position] = RateDriver(self._rate_optimizer, rates)
-            saved = self._driver_states.pop(work.position, None)
+            known = self._rate_optimizers[step.position] = RateOptimizerStep(self._rate_optimizer, state)
+            saved = self._rate_optimizer_states.pop(step.position, None)
             if saved is not None:
-                driver.optimizer.load_state_dict(saved)
-        active = work.active_mask if work.active_mask is not None else torch.ones_like(rates.counts, dtype=torch.bool)
-        driver.step(work.group, rows, whole, active[rates.layout.tensor_of_row])
+                known.optimizer.load_state_dict(saved)
+        active = step.active_mask if step.active_mask is not None else torch.ones_like(state.counts, dtype=torch.bool)
+        known.step(step.options, rows, whole, active[state.layout.tensor_of_row])
 
-    def _move(self, work: Work) -> None:
-        """Second pass over one group: its parameters."""
-        rates, group = work.rates, work.group
-        lr = rates.write_lr(group["lr"])
-        factor = lr / rates.bounds.initial if rates.bounds.initial > 0 else torch.ones_like(lr)
-        if work.active_mask is None:
-            rates.factors.copy_(factor.expand_as(rates.factors))
-        else:
-            rates.factors.copy_(torch.where(work.active_mask, factor, rates.factors))
-        work.engine.move(work)
-        for i in work.active:
-            rates.last_updates[i] = rates.states[i]["last_update"] = self._clock + 1
-
-    def _group_rates(self, position: int, group: Group, parameters: list[Tensor], direction: Direction) -> GroupRates:
+    def _group_state(self, position: int, parameters: list[Tensor]) -> GroupState:
         """The packed rates of a group, made anew when a member joined, state was replaced or settings changed."""
-        if group["initial_rate"] == 0.0 and float(group["lr"]) > 0.0:
-            group["initial_rate"] = float(group["lr"])  # a rate that starts at zero starts when it is first set
+        group, (_, options, direction) = self.param_groups[position], self._settings(position)
         members = parameters
         if len(parameters) != len(group["params"]):
             here = {id(p) for p in parameters}
             members = [p for p in group["params"] if id(p) in here or "last_update" in self.state.get(p, ())]
-        states: list[State] = [self.state[p] for p in members]
-        packed = self._packed[position]
-        if packed is not None and packed.serves(group, members, states, direction.buffers):
+        states = [self.state[p] for p in members]
+        packed = self._states[position]
+        if packed is not None and packed.serves(options, members, states, direction.buffers):
             return packed
         for p, state in zip(members, states, strict=True):
-            start_state(p, state, direction)
-        rates = GroupRates(group, members, states)
-        self._packed[position] = rates
-        return rates
+            start_buffers(p, state, direction)
+        self._states[position] = packed = GroupState(group, options, members, states)
+        return packed
 
     def _forget(self) -> None:
         """Drop what is derived from `state`; the next step derives it again."""
         groups = getattr(self, "param_groups", [])
-        self._packed: list[GroupRates | None] = [None] * len(groups)
+        self._states: list[GroupState | None] = [None] * len(groups)
+        self._seen: list[GroupSettings | None] = [None] * len(groups)
         self._clock = UNKNOWN
-        self._drivers: dict[int, RateDriver] = {}
-        self._driver_states: dict[int, dict[str, Any]] = {}
+        self._rate_optimizers: dict[int, RateOptimizerStep] = {}
+        self._rate_optimizer_states: dict[int, dict[str, Any]] = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The whole state: torch's layout, and the state of the optimizers that drive rates where there are any."""
+    def state_dict(self) -> StateDict:
+        """The whole state: torch's layout, and the state of the rate optimizers where there are any."""
         result = super().state_dict()
-        if self._drivers:
-            result[checkpoint.DRIVERS] = {i: driver.optimizer.state_dict() for i, driver in self._drivers.items()}
+        if self._rate_optimizers:
+            states = {i: known.optimizer.state_dict() for i, known in self._rate_optimizers.items()}
+            result[RATE_OPTIMIZERS] = states
         return result
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this optimizer, or of its torch.optim namesake (the rates then start anew).
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load a state of this optimizer, or of its base optimizer (the rates then start anew).
+
+        It loads through torch's own loader, with checks before it and exact tensors after it: torch's casts every
+        tensor to its parameter's type and shares memory with the given dict where it can; rates kept in float32 beside
+        bfloat16 parameters must survive the one, and nobody expects the other.
 
         Raises:
             ValueError: naming the key that is missing, or the group that does not fit.
         """
-        checkpoint.load(self, state_dict, super().load_state_dict)
+        seen: StateDict = {}
+
+        def check(_: Optimizer, given: StateDict) -> StateDict:
+            seen.update(given)
+            seen["param_groups"] = self._completed_groups(given)
+            for saved, group in zip(seen["param_groups"], self.param_groups, strict=False):
+                self._check_saved(given["state"], saved, group)
+                check_shards(self.key_prefix, given["state"], saved, group)
+            return seen
+
+        def restore(_: Optimizer) -> None:
+            for saved, group in zip(seen["param_groups"], self.param_groups, strict=True):
+                own = {self.key_prefix + key for key in rate_keys(group["levels"])}
+                for index, parameter in zip(saved["params"], group["params"], strict=True):
+                    entries, state = seen["state"].get(index, {}), self.state[parameter]
+                    for key, value in entries.items():
+                        if isinstance(value, Tensor):
+                            kind = value.dtype if key in own or value.dim() == 0 else state[key].dtype
+                            on_host = key == "step" and "last_update" not in entries
+                            device = value.device if on_host else parameter.device
+                            state[key] = value.detach().to(device, kind, copy=True)
+            self._rate_optimizer_states = dict(seen.get(RATE_OPTIMIZERS, {}))
+
+        # Temporary hooks, so that the user's own see the dict first and find the state complete.
+        before = self.register_load_state_dict_pre_hook(check)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _completed_groups(self, given: StateDict) -> list[Group]:
+        """The saved groups; one of the base optimizer gets this optimizer's options.
+
+        Raises:
+            ValueError: naming the key that a group lacks.
+        """
+        result = []
+        for position, (saved, group) in enumerate(zip(given["param_groups"], self.param_groups, strict=False)):
+            plain = set(KEYS).isdisjoint(saved)
+            if plain:
+                saved = {**{key: group[key] for key in (*NEWER_IN_TORCH, *KEYS) if key in group}, **saved}
+            if saved.get("rule") == "driven":  # as older states say
+                saved = {**saved, "rule": BY_OPTIMIZER}
+            for key in group:
+                if key not in saved and key not in ("param_names", "initial_lr"):
+                    raise ValueError(
+                        f"state_dict must have {key!r} in param_groups[{position}], got {sorted(saved)}; "
+                        "it is of another optimizer or version: add the key, or start with fresh state."
+                    )
+            if saved["rule"] == BY_OPTIMIZER and self._rate_optimizer is None:
+                raise ValueError(
+                    "rule must be the function that made the saved rate optimizer, got none; pass the same again."
+                )
+            result.append(saved)
+        result.extend(given["param_groups"][len(result) :])
+        return result
+
+    def _check_saved(self, states: StateDict, saved: Group, group: Group) -> None:
+        """Refuse a state that lacks a key, by name; a parameter without any state is one without gradients so far."""
+        prefix = self.key_prefix
+        buffers = self.direction({**group, **saved}).buffers
+        for index in saved["params"]:
+            state = states.get(index)
+            if not state:
+                continue
+            adapting = any(prefix + key in state for key in (*SHARED_KEYS[1:], "layer_deviation", "global_deviation"))
+            wanted = (*rate_keys(saved["levels"]), *buffers) if adapting else self.base_keys(saved)
+            for key in (prefix + key for key in wanted):
+                if key not in state:
+                    raise ValueError(
+                        f"state_dict must have {key!r} in the state of parameter {index}, got {sorted(state)}; "
+                        "it is of another optimizer or version: add the key, or start with fresh state."
+                    )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_rate_optimizer": self._rate_optimizer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._watch()
         self._forget()
+
+    def _watch(self) -> None:
+        """Note the keys of a group that its options and its direction depend on."""
+        own = (name for name in self.defaults if name != "lr" and name not in KEYS)
+        self._watched = tuple(dict.fromkeys((*KEYS, "param_names", "maximize", *own)))
+
+    def _refuse_zero_redundancy(self) -> None:
+        """Refuse the first step inside a ZeroRedundancyOptimizer where rates depend on tensors of other ranks.
+
+        It gives each rank whole tensors, a part of all, and tells the optimizer inside nothing of it. A single level of
+        "layer" or finer needs no others; a global rate, and the weights that combine several levels, would come out
+        different on every rank. Seen from torch's hook before any optimizer's step: of the one that holds this one.
+        """
+        levels = next((g["levels"] for g in self.param_groups if len(g["levels"]) > 1 or "global" in g["levels"]), None)
+        if rank_count() == 1 or levels is None:
+            return
+        inside = weakref.ref(self)
+
+        def refuse(outside: Optimizer, *_: object) -> None:
+            if type(outside).__name__ == "ZeroRedundancyOptimizer" and getattr(outside, "optim", None) is inside():
+                raise ValueError(
+                    "levels must be one of 'layer', 'unit', 'parameter' alone under ZeroRedundancyOptimizer, got "
+                    f"{levels}: a rank sees only some of the tensors there; or shard the model by "
+                    "torch.distributed.fsdp.fully_shard."
+                )
+
+        handle = register_optimizer_step_pre_hook(refuse)
+        weakref.finalize(self, handle.remove)
+        self._zero_hook = handle
+
+
+EAGER = EagerPasses()
+
+
+@functools.cache
+def cpu_engine() -> Callable[[GroupStep], Passes | None] | None:
+    """What gives the passes of the compiled CPU engine; None where its folder is not there."""
+    try:
+        engine = importlib.import_module("metastep.optim.cpu")
+    except ModuleNotFoundError as error:
+        if error.name != "metastep.optim.cpu":
+            raise
+        return None
+    chooser: Callable[[GroupStep], Passes | None] = engine.passes_for
+    return chooser
+
+
+def passes_for(step: GroupStep, fused: bool | None) -> Passes:
+    """The fastest passes that the group asks for and its tensors allow.
+
+    On the CPU `compiled=None` takes the engine for groups that are large enough to gain from it. On accelerators, where
+    compiling takes most of a minute, the passes are compiled only if `compiled=True` or `fused=True` asks for it. The
+    passes over shards run as they are.
+    """
+    asked = step.options.compiled if step.options.compiled is not None else fused
+    if asked is False or step.state.shards is not None:
+        return EAGER
+    if step.parameters[0].device.type != "cpu":
+        untraceable = step.settings.elements is not None and step.options.rule == BY_OPTIMIZER
+        return CompiledPasses() if asked and not untraceable else EAGER
+    if asked is None and sum(p.numel() for p in step.parameters) < WORTH_A_KERNEL:
+        return EAGER
+    engine = cpu_engine()
+    return EAGER if engine is None else engine(step) or EAGER
+
+
+def refuse_sparse(name: str, parameters: list[Tensor]) -> None:
+    """A RuntimeError, as of torch's optimizers, for sparse gradients while rates adapt."""
+    for p in parameters:
+        if p.grad is not None and p.grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{name} does not support sparse gradients while rates adapt, got one of shape {tuple(p.shape)}; "
+                "use sparse=False in the embedding, or hyper_lr=0."
+            )
+
+
+def holds_tensor(values: tuple[Any, ...]) -> bool:
+    """Whether any of the values is a tensor, which can change in place."""
+    return any(isinstance(value, Tensor) for value in values)
+
+
+def check_shards(prefix: str, states: StateDict, saved: Group, group: Group) -> None:
+    """Refuse whole tensors for sharded parameters, and parts for whole ones."""
+    coarse = {prefix + key for key in rate_keys([level for level in saved["levels"] if level != "parameter"])}
+    for index, parameter in zip(saved["params"], group["params"], strict=False):
+        for key, value in states.get(index, {}).items():
+            like = isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
+            if like and key not in coarse and is_sharded(value) is not is_sharded(parameter):
+                kind, other = ("part", "whole tensors") if is_sharded(parameter) else ("whole", "a part of it")
+                raise ValueError(
+                    f"state_dict must have the {kind} of {key!r} that belongs to parameter {index}, got {other}; move "
+                    "the state by torch.distributed.checkpoint.state_dict.get_optimizer_state_dict and "
+                    "set_optimizer_state_dict, with StateDictOptions(full_state_dict=True) for whole tensors."
+                )

@@ -1,23 +1,23 @@
-"""The keywords that every hypergradient optimizer adds to its namesake's, and their checks."""
+"""The keywords that every hypergradient optimizer adds to its base optimizer's, and their checks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from metastep.core.combination import COMBINATIONS
 from metastep.core.levels import LEVELS
-from metastep.core.rates import REDUCTIONS, RULES, Bounds
-from metastep.core.regularization import PREVIOUS, PULL_FORMS
+from metastep.core.rates import COMBINATIONS, PREVIOUS, PULL_FORMS, REDUCTIONS, RULES, RateBounds
 
 Group = dict[str, Any]
 RateOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
-DRIVEN = "driven"
+BY_OPTIMIZER = "optimizer"  # the `rule` of a group whose rates a torch optimizer moves
 SCOPES = ("group", "all")
 LAYERS = ("tensor", "module")
 OBJECTIVES = ("regularized", "data")
@@ -33,45 +33,253 @@ class HyperOptions(TypedDict, total=False):
     levels: Iterable[str]
     hyper_lr: float | Mapping[str, float] | None
     rule: str | RateOptimizer
-    reduce: str
     combine: str
     weights: Mapping[str, float] | None
     weight_lr: float
-    scaled: bool
-    pull: Mapping[tuple[str, str], float] | None
-    pull_form: str
-    hyper_objective: str
-    include_decay: bool
     min_lr: float | None
     max_lr: float | None
-    scope: str
     layers: str
+    compiled: bool | None
+    # Those of `FurtherOptions`.
+    pull: Mapping[tuple[str, str], float] | None
+    pull_form: str
+    scaled: bool
+    reduce: str
+    hyper_objective: str
+    include_decay: bool
+    scope: str
     unit_dims: Mapping[str, int | None] | None
     tie_bias: bool
-    compiled: bool | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FurtherOptions:
+    """The options that few runs need; they are passed as keywords like the others.
+
+    Args:
+        pull: Per (level, target), the weight with which the level's rates are regularized towards the target's.
+        pull_form: How regularization is evaluated, one of `PULL_FORMS`.
+        scaled: Whether each level's hypergradient carries its combination weight.
+        reduce: Whether the rules "additive" and "log" take the sum of a group or its mean.
+        hyper_objective: Whether coupled weight decay belongs to the loss that teaches the rates.
+        include_decay: Whether decoupled decay belongs to the last direction.
+        scope: "all" for one global rate of all groups.
+        unit_dims: Per parameter name, the dimension whose slices are units, or None.
+        tie_bias: Whether entry i of a bias shares the unit rate of row i of its weight.
+
+    Raises:
+        ValueError: naming the option, its value, what is allowed and what to do.
+    """
+
+    pull: Mapping[Any, Any] | None = None
+    pull_form: str = "implicit"
+    scaled: bool = True
+    reduce: str = "sum"
+    hyper_objective: str = "regularized"
+    include_decay: bool = False
+    scope: str = "group"
+    unit_dims: Mapping[str, int | None] | None = None
+    tie_bias: bool = False
+
+    def __post_init__(self) -> None:
+        choice("pull_form", self.pull_form, PULL_FORMS)
+        choice("reduce", self.reduce, REDUCTIONS)
+        choice("hyper_objective", self.hyper_objective, OBJECTIVES)
+        choice("scope", self.scope, SCOPES)
+        for name in ("scaled", "include_decay", "tie_bias"):
+            flag(name, getattr(self, name))
+        if self.pull is not None and not (isinstance(self.pull, Mapping) and self.pull):
+            raise ValueError(
+                f'pull must map (level, target) to a weight, got {self.pull!r}; e.g. {{("layer", "global"): 0.2}}.'
+            )
+        if self.unit_dims is not None and not isinstance(self.unit_dims, Mapping):
+            raise ValueError(
+                f"unit_dims must map names of parameters to dimensions, got {self.unit_dims!r}; "
+                'write for example {"up.weight": 1}.'
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(FurtherOptions):
+    """All options of one parameter group, checked and in one form: what a step reads.
+
+    Args:
+        levels: Which rates there are, coarse to fine.
+        hyper_lr: The hyper-rate of all levels, or of each; None where a rate optimizer has rates of its own.
+        rule: One of `RULES`, or `BY_OPTIMIZER`.
+        combine: One of `COMBINATIONS`.
+        weights: The combination weights to start from, by level; None for `DEFAULT_WEIGHTS`.
+        weight_lr: Rate of the combination weights.
+        min_lr: Least rate; None for 1e-4 times the initial one.
+        max_lr: Greatest rate; None for 1e4 times the initial one.
+        layers: Whether a layer is a tensor or a module.
+        compiled: Whether fused or compiled passes are asked for; None leaves the choice to the package.
+        initial_rate: What all rates start from.
+        named: Whether the parameters have names.
+    """
+
+    levels: tuple[str, ...] = ("global", "layer")
+    hyper_lr: float | Mapping[str, float] | None = None
+    rule: str = "exponentiated"
+    combine: str = "project"
+    weights: Mapping[str, float] | None = None
+    weight_lr: float = 0.02
+    min_lr: float | None = None
+    max_lr: float | None = None
+    layers: str = "tensor"
+    compiled: bool | None = None
+    initial_rate: float = 0.0
+    named: bool = True
+
+    @staticmethod
+    def of(group: Group) -> Options:
+        """The options that a parameter group holds."""
+        return Options(named=group.get("param_names") is not None, **{name: group[name] for name in KEYS})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "levels", checked_levels(self.levels))
+        choice("rule", self.rule, (*RULES, BY_OPTIMIZER))
+        choice("combine", self.combine, COMBINATIONS)
+        choice("layers", self.layers, LAYERS)
+        flag("compiled", self.compiled, optional=True)
+        number("weight_lr", self.weight_lr)
+        object.__setattr__(self, "hyper_lr", self._checked_hyper_lr())
+        object.__setattr__(self, "weights", self._checked_weights())
+        object.__setattr__(self, "pull", self._checked_pull())
+        for name, asked in (
+            ("layers", self.layers == "module"),
+            ("tie_bias", self.tie_bias),
+            ("unit_dims", self.unit_dims is not None),
+        ):
+            if asked and not self.named:
+                raise ValueError(
+                    f"{name} must be {OPTION_DEFAULTS[name]!r} without parameter names, got {getattr(self, name)!r}; "
+                    "pass model.named_parameters() instead of model.parameters()."
+                )
+        assert self.bounds  # computed, and so checked
+
+    def as_group(self) -> Group:
+        """The options as a parameter group holds them: plain values, which a checkpoint can keep."""
+        return {name: getattr(self, name) for name in KEYS}
+
+    def _checked_hyper_lr(self) -> float | dict[str, float] | None:
+        """A number for all levels or one for each; below 1 where the rule multiplies by 1 + hyper_lr c."""
+        limit = 1.0 if self.rule == "cosine" else math.inf
+        given = self.hyper_lr
+        if not isinstance(given, Mapping):
+            if given is not None:
+                number("hyper_lr", given, high=limit, open_high=True)
+            return given
+        if set(given) != set(self.levels):
+            raise ValueError(
+                f"hyper_lr must have one value for each of {', '.join(self.levels)}, got {dict(given)!r}; "
+                "name each level of `levels` once, with 0 to freeze it."
+            )
+        return {
+            level: number(f"hyper_lr[{level!r}]", given[level], high=limit, open_high=True) for level in self.levels
+        }
+
+    def _checked_weights(self) -> dict[str, float] | None:
+        """One weight per level, none negative, not all zero."""
+        given = self.weights
+        if given is None:
+            return None
+        if not isinstance(given, Mapping) or set(given) != set(self.levels):
+            raise ValueError(
+                f"weights must have one value for each of {', '.join(self.levels)}, got {given!r}; "
+                "name each level of `levels` once."
+            )
+        weights = {level: number(f"weights[{level!r}]", given[level]) for level in self.levels}
+        if not 0 < sum(weights.values()) < math.inf:
+            raise ValueError(f"weights must sum to a positive number, got {dict(given)!r}; raise at least one of them.")
+        if self.pull is not None:
+            raise ValueError(
+                f"weights must be None together with pull, got {dict(given)!r}; "
+                "regularized rates are not combined: the finest level's are applied."
+            )
+        return weights
+
+    def _checked_pull(self) -> dict[str, dict[str, float]] | None:
+        """From a level to a coarser one or to its own past; the weights of one level stay below 1 together."""
+        if self.pull is None:
+            return None
+        pairs = {}
+        for key, value in self.pull.items():
+            if isinstance(value, Mapping):  # the normal form, as it comes back from a checkpoint
+                pairs.update({(key, target): weight for target, weight in value.items()})
+            else:
+                pairs[key] = value
+        normal: dict[str, dict[str, float]] = {}
+        for key, value in pairs.items():
+            known = isinstance(key, tuple) and len(key) == 2 and key[0] in self.levels
+            parents = [*self.levels[: self.levels.index(key[0])], PREVIOUS] if known else []
+            if not known or key[1] not in parents:
+                raise ValueError(
+                    f"pull must regularize one of `levels` {self.levels} towards a coarser one of them or {PREVIOUS!r},"
+                    f' got {key!r}; write for example ("layer", "global").'
+                )
+            normal.setdefault(key[0], {})[key[1]] = number(f"pull[{key!r}]", value, high=1.0, open_high=True)
+        for level, targets in normal.items():
+            if sum(targets.values()) >= 1.0:
+                raise ValueError(f"pull must give {level!r} weights below 1 together, got {targets!r}; lower them.")
+        if self.rule == BY_OPTIMIZER:
+            raise ValueError("pull must be None where a rate optimizer moves the rates, got one; use one of the rules.")
+        return {level: normal[level] for level in self.levels if level in normal}
+
+    @cached_property
+    def bounds(self) -> RateBounds:
+        """The interval in which the rates stay: given, or 1e-4 to 1e4 times the initial rate."""
+        initial = self.initial_rate
+        low = initial / BOUND_FACTOR if self.min_lr is None else number("min_lr", self.min_lr)
+        high = initial * BOUND_FACTOR if self.max_lr is None else number("max_lr", self.max_lr)
+        if low > high:
+            raise ValueError(f"min_lr must be <= max_lr, got {low!r} and {high!r}; exchange or widen them.")
+        if not low <= initial <= high:
+            name = "min_lr" if initial < low else "max_lr"
+            raise ValueError(f"{name} must leave room for lr={initial!r}, got [{low!r}, {high!r}]; widen the bounds.")
+        return RateBounds(initial=initial, low=low, high=high)
+
+    @cached_property
+    def hyper_rates(self) -> dict[str, float]:
+        """The hyper-rate of each level; 1 where a rate optimizer has rates of its own."""
+        if isinstance(self.hyper_lr, Mapping):
+            return dict(self.hyper_lr)
+        return dict.fromkeys(self.levels, 1.0 if self.hyper_lr is None else float(self.hyper_lr))
+
+    @cached_property
+    def adapts(self) -> bool:
+        """Whether any rate is to move."""
+        return any(self.hyper_rates.values())
+
+    @cached_property
+    def start_weights(self) -> list[float]:
+        """The combination weights to start from, in the order of the levels, summing to 1.
+
+        Regularized rates are not combined: the finest level's are applied.
+        """
+        if self.pull is not None:
+            return [float(level == self.levels[-1]) for level in self.levels]
+        table = self.weights or DEFAULT_WEIGHTS
+        total = sum(table[level] for level in self.levels)
+        return [table[level] / total for level in self.levels]
+
+    @cached_property
+    def weighs_hypergradients(self) -> bool:
+        """Whether the hypergradient of a level carries its combination weight."""
+        return self.scaled and self.pull is None
+
+    @cached_property
+    def learns_weights(self) -> bool:
+        """Whether the combination weights move."""
+        return len(self.levels) > 1 and self.weight_lr > 0 and self.pull is None and self.combine != "fixed"
+
+
+#: What a parameter group holds of the options, in the order in which they are documented.
 OPTION_DEFAULTS: dict[str, Any] = {
-    "levels": ("global", "layer"),
-    "hyper_lr": None,
-    "rule": "exponentiated",
-    "reduce": "sum",
-    "combine": "project",
-    "weights": None,
-    "weight_lr": 0.02,
-    "scaled": True,
-    "pull": None,
-    "pull_form": "implicit",
-    "hyper_objective": "regularized",
-    "include_decay": False,
-    "min_lr": None,
-    "max_lr": None,
-    "scope": "group",
-    "layers": "tensor",
-    "unit_dims": None,
-    "tie_bias": False,
-    "compiled": None,
+    name: {field.name: field.default for field in fields(Options)}[name] for name in HyperOptions.__annotations__
 }
+KEYS = (*OPTION_DEFAULTS, "initial_rate")
 
 
 def with_defaults(options: HyperOptions) -> dict[str, Any]:
@@ -80,6 +288,22 @@ def with_defaults(options: HyperOptions) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}; known options: {', '.join(OPTION_DEFAULTS)}.")
     return {**OPTION_DEFAULTS, **options}
+
+
+def checked_levels(levels: object) -> tuple[str, ...]:
+    """The levels in their fixed order, coarse to fine."""
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise ValueError(
+            f'levels must be a tuple of level names, got {levels!r}; write for example ("global", "layer").'
+        )
+    given = tuple(levels)
+    if not given:
+        raise ValueError(f"levels must name at least one of {', '.join(LEVELS)}, got (); pass for example ('global',).")
+    for level in given:
+        choice("levels", level, LEVELS)
+    if len(set(given)) != len(given):
+        raise ValueError(f"levels must name each level once, got {given!r}; remove the repeated one.")
+    return tuple(level for level in LEVELS if level in given)
 
 
 def number(name: str, value: object, *, low: float = 0.0, high: float = math.inf, open_high: bool = False) -> float:
@@ -106,164 +330,3 @@ def choice(name: str, value: object, known: Sequence[str]) -> None:
     """One of the known names, or a ValueError that lists them."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; choose one of these.")
-
-
-def check_options(group: Group) -> None:
-    """Check the options of one parameter group and bring them to one form, in place.
-
-    Raises:
-        ValueError: naming the argument, its value, what is allowed and what to do.
-    """
-    group["levels"] = checked_levels(group["levels"])
-    rule = group["rule"]
-    choice("rule", rule, (*RULES, DRIVEN))
-    for name, known in (
-        ("reduce", REDUCTIONS),
-        ("combine", COMBINATIONS),
-        ("pull_form", PULL_FORMS),
-        ("hyper_objective", OBJECTIVES),
-        ("scope", SCOPES),
-        ("layers", LAYERS),
-    ):
-        choice(name, group[name], known)
-    for name in ("scaled", "include_decay", "tie_bias"):
-        flag(name, group[name])
-    flag("compiled", group["compiled"], optional=True)
-    number("weight_lr", group["weight_lr"])
-    check_hyper_lr(group)
-    check_weights(group)
-    check_pull(group)
-    named = group.get("param_names") is not None
-    for name, asked in (
-        ("layers", group["layers"] == "module"),
-        ("tie_bias", group["tie_bias"]),
-        ("unit_dims", group["unit_dims"] is not None),
-    ):
-        if asked and not named:
-            raise ValueError(
-                f"{name} must be {OPTION_DEFAULTS[name]!r} without parameter names, got {group[name]!r}; "
-                "pass model.named_parameters() instead of model.parameters()."
-            )
-    bounds_of(group)
-
-
-def checked_levels(levels: object) -> tuple[str, ...]:
-    """The levels in their fixed order, coarse to fine."""
-    if isinstance(levels, str) or not isinstance(levels, Iterable):
-        raise ValueError(
-            f'levels must be a tuple of level names, got {levels!r}; write for example ("global", "layer").'
-        )
-    given = tuple(levels)
-    if not given:
-        raise ValueError(f"levels must name at least one of {', '.join(LEVELS)}, got (); pass for example ('global',).")
-    for level in given:
-        choice("levels", level, LEVELS)
-    if len(set(given)) != len(given):
-        raise ValueError(f"levels must name each level once, got {given!r}; remove the repeated one.")
-    return tuple(level for level in LEVELS if level in given)
-
-
-def check_hyper_lr(group: Group) -> None:
-    """A number for all levels or one for each; below 1 where the rule multiplies by 1 + hyper_lr c."""
-    limit = 1.0 if group["rule"] == "cosine" else math.inf
-    given = group["hyper_lr"]
-    if not isinstance(given, Mapping):
-        if given is not None:
-            number("hyper_lr", given, high=limit, open_high=True)
-        return
-    if set(given) != set(group["levels"]):
-        raise ValueError(
-            f"hyper_lr must have one value for each of {', '.join(group['levels'])}, got {dict(given)!r}; "
-            "name each level of `levels` once, with 0 to freeze it."
-        )
-    for level, value in given.items():
-        number(f"hyper_lr[{level!r}]", value, high=limit, open_high=True)
-    group["hyper_lr"] = {level: float(given[level]) for level in group["levels"]}
-
-
-def check_weights(group: Group) -> None:
-    """One weight per level, none negative, not all zero."""
-    given = group["weights"]
-    if given is None:
-        return
-    if not isinstance(given, Mapping) or set(given) != set(group["levels"]):
-        raise ValueError(
-            f"weights must have one value for each of {', '.join(group['levels'])}, got {given!r}; "
-            "name each level of `levels` once."
-        )
-    total = sum(number(f"weights[{level!r}]", value) for level, value in given.items())
-    if not 0 < total < math.inf:
-        raise ValueError(f"weights must sum to a positive number, got {dict(given)!r}; raise at least one of them.")
-    if group["pull"] is not None:
-        raise ValueError(
-            f"weights must be None together with pull, got {dict(given)!r}; a pull uses the finest level's rates alone."
-        )
-    group["weights"] = {level: float(given[level]) for level in group["levels"]}
-
-
-def check_pull(group: Group) -> None:
-    """Pulls go from a level to a coarser one or to its own past; the weights of one level stay below 1 together."""
-    given = group["pull"]
-    if given is None:
-        return
-    if not isinstance(given, Mapping) or not given:
-        raise ValueError(
-            f'pull must map (level, target) to a weight, got {given!r}; e.g. {{("layer", "global"): 0.2}}.'
-        )
-    pairs = {}
-    for key, value in given.items():
-        if isinstance(value, Mapping):  # the normal form, as it comes back from a checkpoint
-            pairs.update({(key, target): weight for target, weight in value.items()})
-        else:
-            pairs[key] = value
-    levels = group["levels"]
-    normal: dict[str, dict[str, float]] = {}
-    for key, value in pairs.items():
-        known = isinstance(key, tuple) and len(key) == 2 and key[0] in levels
-        parents = [*levels[: levels.index(key[0])], PREVIOUS] if known else []
-        if not known or key[1] not in parents:
-            raise ValueError(
-                f"pull must draw one of `levels` {levels} to a coarser one of them or to {PREVIOUS!r}, got {key!r}; "
-                'write for example ("layer", "global").'
-            )
-        normal.setdefault(key[0], {})[key[1]] = number(f"pull[{key!r}]", value, high=1.0, open_high=True)
-    for level, targets in normal.items():
-        if sum(targets.values()) >= 1.0:
-            raise ValueError(f"pull must give {level!r} weights below 1 together, got {targets!r}; lower them.")
-    if group["rule"] == DRIVEN:
-        raise ValueError("pull must be None when an optimizer drives the rates, got a pull; use one of the rules.")
-    group["pull"] = {level: normal[level] for level in levels if level in normal}
-
-
-def bounds_of(group: Group) -> Bounds:
-    """The interval in which the rates of a group stay: given, or 1e-4 to 1e4 times the initial rate."""
-    initial = group["initial_rate"]
-    low = initial / BOUND_FACTOR if group["min_lr"] is None else number("min_lr", group["min_lr"])
-    high = initial * BOUND_FACTOR if group["max_lr"] is None else number("max_lr", group["max_lr"])
-    if low > high:
-        raise ValueError(f"min_lr must be <= max_lr, got {low!r} and {high!r}; exchange or widen them.")
-    if not low <= initial <= high:
-        name = "min_lr" if initial < low else "max_lr"
-        raise ValueError(f"{name} must leave room for lr={initial!r}, got [{low!r}, {high!r}]; widen the bounds.")
-    return Bounds(initial=initial, low=low, high=high)
-
-
-def hyper_rates(group: Group) -> dict[str, float]:
-    """The hyper-rate of each level of a group; 1 where an optimizer drives the rates."""
-    given = group["hyper_lr"]
-    if isinstance(given, Mapping):
-        return {level: float(given[level]) for level in group["levels"]}
-    return dict.fromkeys(group["levels"], 1.0 if given is None else float(given))
-
-
-def start_weights(group: Group) -> list[float]:
-    """The combination weights that a group starts from, in the order of its levels, summing to 1.
-
-    Regularised rates are not combined: the finest level's are applied.
-    """
-    levels = group["levels"]
-    if group["pull"] is not None:
-        return [float(level == levels[-1]) for level in levels]
-    table = group["weights"] or DEFAULT_WEIGHTS
-    total = sum(table[level] for level in levels)
-    return [table[level] / total for level in levels]

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from metastep.core.distributed import local
-from metastep.core.levels import row_views
-from metastep.optim.group_rates import GroupRates, real_view
-from metastep.optim.options import Group, start_weights
+from metastep.core.inner import row_views
+from metastep.optim.group_state import GroupState, real_view
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
-    from metastep.optim.base import HyperOptimizer
+    from metastep.optim.options import Group, Options
 
 
-def rates(optimizer: HyperOptimizer) -> list[dict[str, Any]]:
+class Readable(Protocol):
+    """What the rates of an optimizer are read from."""
+
+    param_groups: list[dict[str, Any]]
+
+    def options(self, position: int) -> Options:
+        """The checked options of a group."""
+
+    def group_state(self, position: int) -> GroupState | None:
+        """Its packed rates; None as long as they stand at their start."""
+
+
+def rates(optimizer: Readable) -> list[dict[str, Any]]:
     """Per parameter group, what is in use now, as new tensors on the device of the parameters.
 
     Returns:
@@ -32,15 +43,18 @@ def rates(optimizer: HyperOptimizer) -> list[dict[str, Any]]:
         are of the part that is here.
     """
     with torch.no_grad():
-        groups = enumerate(optimizer.param_groups)
-        return [read_group(group, optimizer.packed_rates(position)) for position, group in groups]
+        return [
+            read_group(group, optimizer.options(position), optimizer.group_state(position))
+            for position, group in enumerate(optimizer.param_groups)
+        ]
 
 
-def read_group(group: Group, packed: GroupRates | None) -> dict[str, Any]:
+def read_group(group: Group, options: Options, packed: GroupState | None) -> dict[str, Any]:
     """One group's entry of `rates`."""
     names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
-    lr = torch.as_tensor(group["lr"]).reshape(())
-    levels = group["levels"]
+    single = torch.promote_types(torch.get_default_dtype(), torch.float32)  # whatever the default is
+    lr = group["lr"].reshape(()) if isinstance(group["lr"], torch.Tensor) else torch.tensor(group["lr"], dtype=single)
+    levels = options.levels
     result: dict[str, Any] = {level: {} for level in levels} | {"combined": {}}
     if "global" in levels:
         result["global"] = lr.clone() if packed is None else packed.rates("global")[0]
@@ -53,7 +67,7 @@ def read_group(group: Group, packed: GroupRates | None) -> dict[str, Any]:
                     result[level][name] = start.expand_as(like).clone()
             result["combined"][name] = start
     if packed is None:
-        result["weights"] = dict(zip(levels, torch.tensor(start_weights(group)), strict=True))
+        result["weights"] = dict(zip(levels, torch.tensor(options.start_weights, dtype=single), strict=True))
         none = {level: torch.zeros((), dtype=torch.int64) for level in levels}
         return result | {"clipped": none, "rejected": dict(none), "alignment": {}}
     factor = packed.write_lr(group["lr"]) / packed.bounds.initial if packed.bounds.initial > 0 else 1.0
@@ -84,7 +98,7 @@ def read_group(group: Group, packed: GroupRates | None) -> dict[str, Any]:
     )
 
 
-def fill(result: dict[str, Any], packed: GroupRates, by_level: dict[str, Tensor]) -> None:
+def fill(result: dict[str, Any], packed: GroupState, by_level: dict[str, Tensor]) -> None:
     """Sort packed values of layers and units under the names of their tensors."""
     layout = packed.layout
     for i, name in enumerate(packed.names):
@@ -95,7 +109,7 @@ def fill(result: dict[str, Any], packed: GroupRates, by_level: dict[str, Tensor]
             result["unit"][name] = by_level["unit"][start : start + layout.row_counts[i]].clone()
 
 
-def describe(optimizer: HyperOptimizer) -> str:
+def describe(optimizer: Readable) -> str:
     """The rates as a table: one line per tensor, units and parameters as smallest, mean and largest."""
     from rich.console import Console
     from rich.table import Table
@@ -130,7 +144,7 @@ def spell(values: Tensor) -> str:
     return f"{float(values.min()):.3g} .. {float(values.mean()):.3g} .. {float(values.max()):.3g}"
 
 
-def log_rates(optimizer: HyperOptimizer, writer: SummaryWriter, step: int, prefix: str = "rates") -> None:
+def log_rates(optimizer: Readable, writer: SummaryWriter, step: int, prefix: str = "rates") -> None:
     """Write the current rates to TensorBoard; this reads them back from the device.
 
     Args:

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
-from metastep.optim.base import HyperOptimizer
-from metastep.optim.direction import Buffers, Direction
+from metastep.optim.directions import DISPLACEMENT, Displacement
+from metastep.optim.hyper import HyperOptimizer
 from metastep.optim.options import Group, HyperOptions, number
 
 if TYPE_CHECKING:
-    from metastep.optim.work import Work
-
-DISPLACEMENT = "displacement"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Displacement(Direction):
-    """u = (theta before - theta after) / lr of a step that another optimizer has taken at the rate lr."""
-
-    taken: bool = True
-
-    @property
-    def buffers(self) -> tuple[str, ...]:
-        """The last displacement per unit of rate."""
-        return (DISPLACEMENT,)
-
-    def advance(self, gradients: list[Tensor], buffers: Buffers, counts: Tensor) -> None:
-        """Nothing: the base optimizer takes in the gradients itself."""
-
-    def recover(self, buffers: Buffers, counts: Tensor) -> list[Tensor]:
-        """The last displacement per unit of rate."""
-        del counts
-        return buffers[DISPLACEMENT]
+    from metastep.optim.two_pass import GroupStep
 
 
 class Hyper(HyperOptimizer):
@@ -86,23 +62,23 @@ class Hyper(HyperOptimizer):
         """What the last step did."""
         return Displacement(maximize=bool(group.get("maximize")))
 
-    def plain_keys(self, group: Group) -> tuple[str, ...]:
+    def base_keys(self, group: Group) -> tuple[str, ...]:
         """The base optimizer looks after its own keys."""
         del group
         return ()
 
-    def plain_step(self, group: Group, parameters: list[Tensor]) -> None:
+    def plain_step(self, group: Group) -> None:
         """Nothing: the base optimizer steps all groups together."""
 
-    def between_passes(self, works: list[Work]) -> None:
+    def between_passes(self, steps: list[GroupStep]) -> None:
         """Let the base optimizer step, and note how far each parameter went."""
-        for work in works:
-            torch._foreach_copy_(work.buffers[DISPLACEMENT], work.parameters)
+        for step in steps:
+            torch._foreach_copy_(step.buffers[DISPLACEMENT], step.parameters)
         self.optimizer.step()
-        for work in works:
-            lr = work.rates.write_lr(work.group["lr"])
-            moved = work.buffers[DISPLACEMENT]
-            torch._foreach_sub_(moved, work.parameters)
+        for step in steps:
+            lr = step.state.write_lr(step.lr)
+            moved = step.buffers[DISPLACEMENT]
+            torch._foreach_sub_(moved, step.parameters)
             torch._foreach_mul_(moved, torch.where(lr > 0, 1 / lr, 0.0))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Writes hyper_states.pt with the package at commit 304db44: states of every optimizer, and how their runs went on.
 
-    git archive 304db44 src | tar -x -C OLD; PYTHONPATH=OLD/src python tests/optim/samples/make_states.py FILE
+git archive 304db44 src | tar -x -C OLD; PYTHONPATH=OLD/src python tests/optim/samples/make_states.py FILE
 """
 
 import sys

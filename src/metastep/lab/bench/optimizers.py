@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from metastep.lab.baselines import BASELINES
 from metastep.lab.bench.names import unknown_name
-from metastep.optim.base import HyperOptimizer
+from metastep.optim import HYPER_OPTIMIZERS, short_name
+from metastep.optim.hyper import HyperOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +69,7 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "adagrad": _torch("Adagrad"),
     "radam": _torch("RAdam"),
     "nadam": _torch("NAdam"),
-    "hyper-sgd": _ours("HyperSGD"),
-    "hyper-adam": _ours("HyperAdam"),
-    "hyper-adamw": _ours("HyperAdamW"),
-    "hyper-rmsprop": _ours("HyperRMSprop"),
-    "hyper-adagrad": _ours("HyperAdagrad"),
+    **{short_name(name): _ours(name) for name in HYPER_OPTIMIZERS},
     **{
         name: NamedOptimizer(
             place=f"{baseline.module}.{baseline.class_name}",
@@ -115,5 +112,5 @@ def make_optimizer(
 
 
 def base_of(name: str) -> str:
-    """The optimizer whose options another takes: its namesake where rates adapt themselves."""
+    """The optimizer whose options another takes: its base where rates adapt themselves."""
     return name.removeprefix("hyper-")

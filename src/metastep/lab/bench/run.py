@@ -27,7 +27,7 @@ from metastep.lab.runtime.folder import CheckpointError, Folder, LogMark, state_
 from metastep.lab.runtime.provenance import provenance
 from metastep.lab.runtime.stop_signals import never
 from metastep.lab.tasks import Task
-from metastep.optim.base import HyperOptimizer
+from metastep.optim.hyper import HyperOptimizer
 from metastep.schedules import LearnedLR, MLRSNet, Phased, Schedule, load_schedule, save_schedule
 
 _LOG = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Building the CPU kernel once per machine with the compiler that is there."""
+"""Building the CPU kernels once per machine with the compiler that is there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "native_rates.cpp"))
-HEADER = Path(__file__).with_name("native_exponential.h")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math")
+from metastep.core.rates import NULL_DIRECTION, SMALLEST_WEIGHT
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = (
+    *("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"),
+    *(f"-DNULL_DIRECTION={NULL_DIRECTION!r}", f"-DSMALLEST_WEIGHT={SMALLEST_WEIGHT!r}"),
+)
 
 
 def cache_directory() -> Path:
@@ -33,11 +37,11 @@ def compiler() -> str | None:
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The kernel as a library, built if need be; None where that is impossible."""
+    """The kernels as a library, built if need be; None where that is impossible."""
     command = compiler()
     if command is None or platform.machine() not in ("x86_64", "AMD64"):
         return None
-    path = cache_directory() / f"native-{fingerprint(command)}.so"
+    path = cache_directory() / f"kernels-{fingerprint(command)}.so"
     try:
         if not path.exists():
             build(command, path)
@@ -49,7 +53,7 @@ def load() -> ctypes.CDLL | None:
 def fingerprint(command: str) -> str:
     """What the built library depends on: source, flags, compiler and the processor's instruction sets."""
     parts = [
-        *(source.read_bytes() for source in SOURCES),
+        SOURCE.read_bytes(),
         " ".join(FLAGS).encode(),
         command.encode(),
         str(os.path.getmtime(command)).encode(),
@@ -70,15 +74,12 @@ def build(command: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=300)
-        linked = Path(folder, "native.so")
-        objects = []
-        for source in SOURCES:
-            compiled = str(Path(folder, source.stem + ".o"))
-            arguments = [command, *FLAGS, "-fopenmp", "-fPIC", "-c", str(source), "-o", compiled]
-            try:
-                run([*arguments, "-fprefetch-loop-arrays"])  # GCC's own, worth 5 %
-            except subprocess.CalledProcessError:
-                run(arguments)
-            objects.append(compiled)
-        run([command, "-shared", *objects, "-o", str(linked)])
+        linked = Path(folder, "kernels.so")
+        compiled = str(Path(folder, "kernels.o"))
+        arguments = [command, *FLAGS, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", compiled]
+        try:
+            run([*arguments, "-fprefetch-loop-arrays"])  # GCC's own, worth 5 %
+        except subprocess.CalledProcessError:
+            run(arguments)
+        run([command, "-shared", compiled, "-o", str(linked)])
         linked.replace(path)

@@ -14,7 +14,7 @@ from metastep.optim.options import DEFAULT_HYPER_LR
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from metastep.optim.base import HyperOptimizer
+    from metastep.optim.hyper import HyperOptimizer
 
 #: Levels by the second part of a method's name.
 COMBINED: tuple[tuple[str, ...], ...] = (

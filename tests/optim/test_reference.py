@@ -1,16 +1,16 @@
-"""The optimizers follow their readable twin, and the twin's hypergradients are autograd's."""
+"""The optimizers follow their readable reference implementation, whose hypergradients are autograd's."""
 
 import pytest
 import torch
 from tests.optim.models import ALL_LEVELS, VARIANTS, flat, loss_of, network, train
-from tests.oracles.hyper_twin import Direction, Twin, group_ids
+from tests.oracles.hyper_reference import Direction, Reference, group_ids
 
 LR = {"sgd": 0.05, "adam": 0.01, "rmsprop": 0.01, "adagrad": 0.05}
 GAMMA = {"global": 0.3, "layer": 0.3, "unit": 0.25, "parameter": 0.15}
 
 
 def pair(variant, *, levels=ALL_LEVELS, **options):
-    """The optimizer over a network, and its twin over the same numbers."""
+    """The optimizer over a network, and its reference over the same numbers."""
     cls, _, arguments = VARIANTS[variant]
     base = cls.__name__.removeprefix("Hyper").lower().removesuffix("w")
     lr = LR[base]
@@ -23,13 +23,13 @@ def pair(variant, *, levels=ALL_LEVELS, **options):
     hyper = {"rule": "exponentiated", "hyper_lr": 0.05, "weight_lr": 0.1} | options
     if not isinstance(hyper["hyper_lr"], dict):
         hyper["hyper_lr"] = dict.fromkeys(levels, hyper["hyper_lr"])
-    pulled = "pull" in hyper
+    regularized = "pull" in hyper
     optimizer = cls(
         named,
         lr=lr,
         levels=levels,
         unit_dims={"2.weight": 1},
-        **({} if pulled else {"weights": gamma}),
+        **({} if regularized else {"weights": gamma}),
         **arguments,
         **hyper,
     )
@@ -38,7 +38,7 @@ def pair(variant, *, levels=ALL_LEVELS, **options):
     known = {k: v for k, v in hyper.items() if k not in ("hyper_objective",)}
     if "hyper_objective" in hyper:
         known["objective"] = hyper["hyper_objective"]
-    twin = Twin(
+    reference = Reference(
         flat(model.parameters()),
         ids,
         Direction(base, flat(model.parameters()).numel(), **arguments),
@@ -49,25 +49,25 @@ def pair(variant, *, levels=ALL_LEVELS, **options):
         decoupled=decay if decoupled else 0.0,
         **known,
     )
-    return model, optimizer, twin
+    return model, optimizer, reference
 
 
-def follow(model, optimizer, twin, steps, schedule=lambda t: 1.0):
+def follow(model, optimizer, reference, steps, schedule=lambda t: 1.0):
     group = optimizer.param_groups[0]
     for t in range(steps):
         optimizer.zero_grad()
         loss_of(model, t).backward()
         gradient = flat([p.grad for p in model.parameters()])
-        twin.theta = flat(model.parameters())  # the same point, so that rounding does not grow with the steps
-        twin.step(gradient, schedule(t))
-        group["lr"] = twin.lr * schedule(t)
+        reference.theta = flat(model.parameters())  # the same point, so that rounding does not grow with the steps
+        reference.step(gradient, schedule(t))
+        group["lr"] = reference.lr * schedule(t)
         optimizer.step()
-        torch.testing.assert_close(flat(model.parameters()), twin.theta, rtol=0, atol=1e-11)
+        torch.testing.assert_close(flat(model.parameters()), reference.theta, rtol=0, atol=1e-11)
 
 
-def assert_same_rates(optimizer, twin, tolerance=1e-10):
+def assert_same_rates(optimizer, reference, tolerance=1e-10):
     rates = optimizer.rates()[0]
-    for level, alpha in twin.alpha.items():
+    for level, alpha in reference.alpha.items():
         if level == "global":
             ours = rates[level].reshape(1)
         elif level == "unit":
@@ -75,73 +75,73 @@ def assert_same_rates(optimizer, twin, tolerance=1e-10):
         else:
             ours = flat(rates[level].values())
         torch.testing.assert_close(ours, alpha, rtol=tolerance, atol=0)
-        assert float((alpha - twin.lr).abs().max()) > 1e-6 * twin.lr, "the rates did not move: the test shows nothing"
-    for level, gamma in twin.gamma.items():
+        assert float((alpha - reference.lr).abs().max()) > 1e-6 * reference.lr, "the rates did not move"
+    for level, gamma in reference.gamma.items():
         assert abs(float(rates["weights"][level]) - gamma) < tolerance
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("rule", ["exponentiated", "cosine", "additive", "log"])
-def test_twelve_steps_of_every_level_follow_the_twin(variant, rule):
+def test_twelve_steps_of_every_level_follow_the_reference(variant, rule):
     hyper_lr = {"exponentiated": 0.05, "cosine": 0.05, "additive": 1e-4, "log": 0.05}[rule]
-    model, optimizer, twin = pair(variant, rule=rule, hyper_lr=hyper_lr)
-    follow(model, optimizer, twin, 12)
-    assert_same_rates(optimizer, twin)
+    model, optimizer, reference = pair(variant, rule=rule, hyper_lr=hyper_lr)
+    follow(model, optimizer, reference, 12)
+    assert_same_rates(optimizer, reference)
 
 
 @pytest.mark.parametrize("combine", ["project", "softmax", "divide", "fixed"])
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("rule", ["exponentiated", "additive"])
-def test_combinations_follow_the_twin(combine, scaled, rule):
+def test_combinations_follow_the_reference(combine, scaled, rule):
     weight_lr = 0.0 if combine == "fixed" else 0.5
     hyper_lr = 0.05 if rule == "exponentiated" else 1e-3
-    model, optimizer, twin = pair(
+    model, optimizer, reference = pair(
         "nesterov", rule=rule, hyper_lr=hyper_lr, combine=combine, scaled=scaled, weight_lr=weight_lr
     )
-    follow(model, optimizer, twin, 12)
-    assert_same_rates(optimizer, twin)
+    follow(model, optimizer, reference, 12)
+    assert_same_rates(optimizer, reference)
 
 
 @pytest.mark.parametrize(
     "levels",
     [tuple(level for k, level in enumerate(ALL_LEVELS) if mask >> k & 1) for mask in range(1, 16)],
 )
-def test_every_subset_of_levels_follows_the_twin(levels):
-    model, optimizer, twin = pair("adam", levels=levels)
-    follow(model, optimizer, twin, 6)
-    assert_same_rates(optimizer, twin)
+def test_every_subset_of_levels_follows_the_reference(levels):
+    model, optimizer, reference = pair("adam", levels=levels)
+    follow(model, optimizer, reference, 6)
+    assert_same_rates(optimizer, reference)
 
 
 @pytest.mark.parametrize("rule", ["additive", "log"])
-def test_mean_reduction_and_separate_hyper_rates_follow_the_twin(rule):
+def test_mean_reduction_and_separate_hyper_rates_follow_the_reference(rule):
     betas = {"global": 0.1, "layer": 0.05, "unit": 0.02, "parameter": 1e-3}
-    model, optimizer, twin = pair("momentum", rule=rule, reduce="mean", hyper_lr=betas)
-    follow(model, optimizer, twin, 8)
-    assert_same_rates(optimizer, twin)
+    model, optimizer, reference = pair("momentum", rule=rule, reduce="mean", hyper_lr=betas)
+    follow(model, optimizer, reference, 8)
+    assert_same_rates(optimizer, reference)
 
 
 @pytest.mark.parametrize("variant", ["sgd-decay", "nesterov", "amsgrad", "centered"])
-def test_the_data_objective_follows_the_twin(variant):
-    model, optimizer, twin = pair(variant, rule="additive", hyper_lr=1e-3, hyper_objective="data")
-    follow(model, optimizer, twin, 8)
-    assert_same_rates(optimizer, twin)
+def test_the_data_objective_follows_the_reference(variant):
+    model, optimizer, reference = pair(variant, rule="additive", hyper_lr=1e-3, hyper_objective="data")
+    follow(model, optimizer, reference, 8)
+    assert_same_rates(optimizer, reference)
 
 
 @pytest.mark.parametrize("levels", [("global",), ("layer", "unit"), ALL_LEVELS])
-def test_decay_inside_the_hypergradient_follows_the_twin_without_a_copy_of_the_parameters(levels):
-    model, optimizer, twin = pair("adamw", levels=levels, rule="additive", hyper_lr=1e-5, include_decay=True)
-    follow(model, optimizer, twin, 8)
-    assert_same_rates(optimizer, twin, 1e-9)
+def test_decay_inside_the_hypergradient_follows_the_reference_without_a_copy_of_the_parameters(levels):
+    model, optimizer, reference = pair("adamw", levels=levels, rule="additive", hyper_lr=1e-5, include_decay=True)
+    follow(model, optimizer, reference, 8)
+    assert_same_rates(optimizer, reference, 1e-9)
     assert "previous_direction" not in next(iter(optimizer.state.values()))
 
 
 @pytest.mark.parametrize("rule", ["exponentiated", "additive", "log"])
 def test_an_external_schedule_enters_rate_and_hypergradient(rule):
     hyper_lr = {"exponentiated": 0.05, "additive": 1e-3, "log": 0.1}[rule]
-    model, optimizer, twin = pair("nesterov", rule=rule, hyper_lr=hyper_lr)
+    model, optimizer, reference = pair("nesterov", rule=rule, hyper_lr=hyper_lr)
     factors = [1.0, 0.1, 0.5, 2.0, 0.3, 1.0, 1.0]
-    follow(model, optimizer, twin, 7, schedule=lambda t: factors[t])
-    assert_same_rates(optimizer, twin)  # the last factor is 1
+    follow(model, optimizer, reference, 7, schedule=lambda t: factors[t])
+    assert_same_rates(optimizer, reference)  # the last factor is 1
 
 
 PULLS = {
@@ -161,13 +161,13 @@ PULLS = {
 @pytest.mark.parametrize("pull", PULLS)
 @pytest.mark.parametrize("form", ["implicit", "virtual", "explicit"])
 @pytest.mark.parametrize("rule", ["exponentiated", "additive"])
-def test_pulls_follow_the_twin(pull, form, rule):
+def test_regularized_rates_follow_the_reference(pull, form, rule):
     hyper_lr = 0.05 if rule == "exponentiated" else 1e-3
-    model, optimizer, twin = pair(
+    model, optimizer, reference = pair(
         "momentum", rule=rule, hyper_lr=hyper_lr, pull=PULLS[pull], pull_form=form, weight_lr=0.0
     )
-    follow(model, optimizer, twin, 10)
-    assert_same_rates(optimizer, twin)
+    follow(model, optimizer, reference, 10)
+    assert_same_rates(optimizer, reference)
 
 
 def functional_loss(model, theta, step):
@@ -187,7 +187,7 @@ def test_rates_and_weights_move_along_autograds_hypergradient(variant, objective
     """One step by -beta df/dalpha and -delta df/dgamma, both by autograd through the step before."""
     include = variant == "adamw"
     beta, delta = 1e-3, 1e-2
-    model, optimizer, twin = pair(
+    model, optimizer, reference = pair(
         variant, rule="additive", hyper_lr=beta, weight_lr=delta, combine="divide",
         hyper_objective=objective, include_decay=include,
     )  # fmt: skip
@@ -203,7 +203,7 @@ def test_rates_and_weights_move_along_autograds_hypergradient(variant, objective
     gamma = torch.stack([rates["weights"][j] for j in ALL_LEVELS]).requires_grad_()
 
     def combined():
-        return sum(gamma[k] * alpha[j][twin.ids[j]] for k, j in enumerate(ALL_LEVELS))
+        return sum(gamma[k] * alpha[j][reference.ids[j]] for k, j in enumerate(ALL_LEVELS))
 
     u = (before - flat(model.parameters())) / combined().detach()
     theta = before - combined() * u

@@ -1,4 +1,4 @@
-"""With hyper_lr=0 and weight_lr=0 every optimizer is its torch.optim namesake, bit for bit."""
+"""With hyper_lr=0 and weight_lr=0 every optimizer is its torch.optim base, bit for bit."""
 
 import itertools
 
@@ -56,7 +56,7 @@ def trajectory(cls, arguments, dtype, tensor_lr=False, **hyper):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_frozen_rates_are_the_namesake_in_every_flag_combination(name):
+def test_frozen_rates_are_the_base_in_every_flag_combination(name):
     arguments, kernels = CASES[name]
     for case, kernel in itertools.product(arguments, kernels):
         theirs, plain = trajectory(getattr(torch.optim, name), {**case, **kernel}, torch.float32)
@@ -71,21 +71,21 @@ def test_frozen_rates_are_the_namesake_in_every_flag_combination(name):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_frozen_rates_are_the_namesake_in_other_dtypes(name, dtype):
+def test_frozen_rates_are_the_base_in_other_dtypes(name, dtype):
     theirs, _ = trajectory(getattr(torch.optim, name), {}, dtype)
     mine, _ = trajectory(getattr(ours, f"Hyper{name}"), {}, dtype, hyper_lr=0.0, weight_lr=0.0)
     assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
-def test_frozen_rates_are_the_namesake_with_a_tensor_rate(name):
+def test_frozen_rates_are_the_base_with_a_tensor_rate(name):
     theirs, _ = trajectory(getattr(torch.optim, name), {}, torch.float32, tensor_lr=True)
     mine, _ = trajectory(getattr(ours, f"Hyper{name}"), {}, torch.float32, tensor_lr=True, hyper_lr=0.0, weight_lr=0.0)
     assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_frozen_rates_are_differentiable_where_the_namesake_is(name):
+def test_frozen_rates_are_differentiable_where_the_base_is(name):
     def run(cls, **hyper):
         start = torch.linspace(1, 2, 5, dtype=torch.float64).requires_grad_()
         theta = start * 1
@@ -102,7 +102,7 @@ def test_frozen_rates_are_differentiable_where_the_namesake_is(name):
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
-def test_frozen_rates_take_sparse_gradients_where_the_namesake_does(name):
+def test_frozen_rates_take_sparse_gradients_where_the_base_does(name):
     def run(cls, **hyper):
         torch.manual_seed(0)
         embedding = torch.nn.Embedding(10, 3, sparse=True)
@@ -117,7 +117,7 @@ def test_frozen_rates_take_sparse_gradients_where_the_namesake_does(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_frozen_rates_are_the_namesake_for_complex_parameters(name):
+def test_frozen_rates_are_the_base_for_complex_parameters(name):
     def run(cls, **hyper):
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(3, 4, dtype=torch.complex64))
@@ -133,7 +133,7 @@ def test_frozen_rates_are_the_namesake_for_complex_parameters(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_first_adapting_step_is_the_namesakes(name):
+def test_the_first_adapting_step_is_the_bases(name):
     """No last direction exists, so the first step takes the initial rate; only the order of rounding may differ."""
     model, plain = network(), network()
     for net, cls in ((model, getattr(ours, f"Hyper{name}")), (plain, getattr(torch.optim, name))):

@@ -1,4 +1,4 @@
-"""The CPU kernel computes what the multi-tensor passes compute, and stands aside where it cannot."""
+"""The compiled CPU engine computes what the multi-tensor passes compute, and stands aside where it cannot."""
 
 import subprocess
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from tests.optim.models import ALL_LEVELS, VARIANTS, flat
 
-from metastep.optim import HyperAdam, HyperSGD, build, native
-from metastep.optim import engines as engines_module
+from metastep.optim import HyperAdam, HyperSGD, hyper
+from metastep.optim.cpu import build, engine
 
 KNOWN = ["sgd", "sgd-decay", "momentum", "dampening", "nesterov", "adam", "amsgrad", "adamw"]
 
-needs_compiler = pytest.mark.skipif(native.load() is None, reason="no C++ compiler for the CPU kernel")
+needs_compiler = pytest.mark.skipif(build.load() is None, reason="no C++ compiler for the CPU kernel")
 
 
 class Net(torch.nn.Module):
@@ -70,8 +70,8 @@ def assert_same(one, two):
 def test_the_kernel_agrees_with_the_multi_tensor_passes(variant, levels, monkeypatch):
     cls, _, arguments = VARIANTS[variant]
     used = []
-    real = native.Native.move
-    monkeypatch.setattr(native.Native, "move", lambda self, work: used.append(1) or real(self, work))
+    real = engine.CpuPasses.move
+    monkeypatch.setattr(engine.CpuPasses, "move", lambda self, step: used.append(1) or real(self, step))
     options = {"levels": levels, "hyper_lr": 0.05, **arguments}
     assert_same(run(cls, False, **options), run(cls, True, **options))
     assert len(used) == 5
@@ -170,7 +170,7 @@ def test_without_a_compiler_the_multi_tensor_passes_run(monkeypatch, tmp_path):
     monkeypatch.setenv("METASTEP_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     build.load.cache_clear()
-    native.load.cache_clear()
+    engine.code.cache_clear()
     try:
         assert build.load() is None
         run(HyperSGD, True, momentum=0.9)
@@ -182,30 +182,22 @@ def test_without_a_compiler_the_multi_tensor_passes_run(monkeypatch, tmp_path):
     finally:
         monkeypatch.undo()
         build.load.cache_clear()
-        native.load.cache_clear()
+        engine.code.cache_clear()
 
 
 @needs_compiler
 def test_a_small_group_is_not_worth_a_kernel_unless_asked(monkeypatch):
     chosen = []
-    real = engines_module.choose_engine
-    monkeypatch.setattr("metastep.optim.gather.choose_engine", lambda work: chosen.append(real(work)) or chosen[-1])
+    real = hyper.passes_for
+    monkeypatch.setattr(hyper, "passes_for", lambda *given, **more: chosen.append(real(*given, **more)) or chosen[-1])
     for compiled, size in ((None, 10), (None, 400), (False, 400), (True, 10)):
         weight = torch.nn.Parameter(torch.ones(size, 300))
         weight.grad = torch.ones(size, 300)
         HyperSGD([weight], lr=0.01, momentum=0.9, compiled=compiled).step()
-    assert [isinstance(engine, native.Native) for engine in chosen] == [False, True, False, True]
+    assert [isinstance(passes, engine.CpuPasses) for passes in chosen] == [False, True, False, True]
 
 
 @needs_compiler
 def test_the_build_warns_of_nothing(tmp_path):
-    command = [
-        build.compiler(),
-        *build.FLAGS,
-        "-fopenmp",
-        "-Wall",
-        "-Wextra",
-        "-fsyntax-only",
-        *map(str, build.SOURCES),
-    ]
+    command = [build.compiler(), *build.FLAGS, "-fopenmp", "-Wall", "-Wextra", "-fsyntax-only", str(build.SOURCE)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""

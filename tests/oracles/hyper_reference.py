@@ -1,4 +1,4 @@
-"""The readable twin of the hypergradient optimizers: flat float64 vectors, straight from the specification.
+"""The reference implementation of the hypergradient optimizers: flat float64 vectors, from the specification.
 
 All N elements of all tensors lie in one vector; at every level `ids` says to which group an element belongs. Nothing
 here is shared with the package: rates are stored as they are, not as deviations, and every formula is written out
@@ -74,7 +74,7 @@ class Direction:
         return g / (self.v.sqrt() + p.get("eps", 1e-10)) / (1 + (t - 1) * p.get("lr_decay", 0.0))
 
 
-class Twin:
+class Reference:
     """C.3 on flat vectors: one call of `step` is one optimizer step."""
 
     def __init__(
@@ -132,11 +132,11 @@ class Twin:
             else:
                 hat[j] = self.alpha[j] * (self.beta[j] * f * c).exp()
         old = self.alpha
-        self.alpha = hat if self.pull is None else self.pulled(hat, old)
+        self.alpha = hat if self.pull is None else self.regularized(hat, old)
         if self.delta and self.pull is None:
             self.gamma = self.moved_weights(G)
 
-    def pulled(self, hat, old):
+    def regularized(self, hat, old):
         """B.2, B.3: parents before children; weights are given, not strengths."""
         new = dict(hat)
         for j in self.levels:
