@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(metastep, tmp_path: Path
 
     monkeypatch.setattr(CheckpointFile, "save", full)
     result = metastep(*DIGITS, "--set", "checkpoint_every=2", "--out", "run", "--json")
-    refused(result, "No space left", "the last good checkpoint is kept, go on with: metastep train --resume run")
+    refused(result, "No space left", "the last good checkpoint is kept, resume with: metastep train --resume run")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert metastep("train", "--resume", "run").code == 0

@@ -35,7 +35,7 @@ def test_a_command_on_a_full_disk_says_so_and_ends_like_an_undisturbed_one_when_
     assert "Traceback" not in child.err
     assert line.startswith("error: ")
     assert "File too large" in line
-    assert line.endswith(f"the last good checkpoint is kept, go on with: metastep {command} --resume out")
+    assert line.endswith(f"the last good checkpoint is kept, resume with: metastep {command} --resume out")
     kept = [CheckpointFile(path).load() for path in checkpoints(out)]
     assert all(note is None and state["trainer"]["steps"] > 0 for state, note in kept)
     assert not list(out.rglob("*.part"))
@@ -108,7 +108,7 @@ def test_a_read_only_folder_stops_a_resume_in_a_line_and_costs_nothing(
         out.chmod(0o777)
     line = child.err.strip().splitlines()[-1]
     assert line.startswith("error: [Errno 13] Permission denied: ")
-    assert line.endswith("the last good checkpoint is kept, go on with: metastep train --resume out")
+    assert line.endswith("the last good checkpoint is kept, resume with: metastep train --resume out")
     assert {path: path.read_bytes() for path in before} == before
     child = start("train", "--resume", "out")
     assert child.end() == 0, child.err

@@ -1,6 +1,8 @@
 """The application: its commands, and one clear line for every error that a user can cause."""
 
+import os
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -40,22 +42,33 @@ def metastep(
 
 
 def main() -> None:
-    """Run the command line; exit code 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    """Run the command line; exit code 0 done or stopped by SIGTERM or SIGHUP, 2 bad input, 130 stopped by Ctrl-C.
+
+    Every error is one line. One that nobody foresaw says its type, too, and where it happened with
+    ``METASTEP_TRACEBACK=1``.
+    """
     try:
         evolve.refuse_old_spelling(sys.argv[1:])
         code = app(prog_name="metastep", standalone_mode=False)
     except Stopped as stopped:
-        typer.echo(str(stopped), err=True)
+        _say(str(stopped))
         sys.exit(stopped.code)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped.", err=True)
+        _say("stopped.")
         sys.exit(130)
     except _UsageError as error:
         _refuse(error.format_message() + _moved(getattr(error, "option_name", "")))  # type: ignore[attr-defined]
     except (ValueError, OSError, ImportError) as error:
         _refuse(str(error))
+    except Exception as error:
+        if os.environ.get("METASTEP_TRACEBACK"):
+            raise
+        _refuse(
+            f"{type(error).__name__}: {error}; nobody foresaw this: a file is damaged, or metastep has a fault. "
+            "METASTEP_TRACEBACK=1 shows where."
+        )
     if code == 130:  # Ctrl-C where nothing was begun; newer versions of typer return it
-        typer.echo("stopped.", err=True)
+        _say("stopped.")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -66,5 +79,10 @@ def _moved(option: str) -> str:
 
 
 def _refuse(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    _say(f"error: {' '.join(message.split())}")
     sys.exit(2)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        typer.echo(line, err=True)

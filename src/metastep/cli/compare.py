@@ -75,7 +75,7 @@ def execute_and_show(experiment: ExperimentRun, executor: Executor, command: str
 
     folder = experiment.folder
     resume = o.resume_command(command, folder)
-    with o.says_how_to_go_on(resume), experiment_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:
+    with o.says_how_to_resume(resume, folder), experiment_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:
         records = experiment.execute(executor, should_stop=stop, on_progress=watch)
     if records is None:
         raise o.Stopped(resume, stop.exit_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -105,7 +105,8 @@ def _started_late(bar: Progress) -> Iterator[tuple[Progress, Callable[[], None]]
         yield bar, bar.start
     finally:
         if bar.live.is_started:  # stopping prints an empty line where there is no terminal
-            bar.stop()
+            with suppress(OSError):  # the terminal may be gone
+                bar.stop()
 
 
 def _numbers(progress: RunProgress) -> str:

@@ -52,7 +52,7 @@ def _lead(configs: list[RunConfig], folder: Path, engine: str, address: str | No
 
     with run_bar(folder.name, quiet=json) as watch, StopSignal(stop_notice) as stop:
         many = ManyTasks(configs, folder, workers=workers, should_stop=stop, on_progress=watch, on_note=note)
-        with o.says_how_to_go_on(resume):
+        with o.says_how_to_resume(resume, folder):
             result = many.execute()
     if result is None:
         raise o.Stopped(resume, stop.exit_code)

@@ -169,16 +169,19 @@ def resume_command(command: str, folder: Path) -> str:
 
 
 @contextmanager
-def says_how_to_go_on(resume: str) -> Iterator[None]:
-    """Within, an error of reading or writing ends with the command that goes on, once the cause is gone."""
-    from metastep.lab.runtime.folder import FolderInUse
+def says_how_to_resume(resume: str, folder: Path) -> Iterator[None]:
+    """Within, an error of reading or writing ends with the command that resumes, if there is something to resume."""
+    from metastep.lab.runtime.folder import FolderGone, FolderInUse
 
     try:
         yield
-    except (FolderInUse, ConnectionError, ChildProcessError):  # which say what to do
+    except (FolderInUse, FolderGone, ConnectionError, ChildProcessError):  # which say what to do
         raise
     except OSError as error:
-        raise OSError(f"{error}; the last good checkpoint is kept, go on with: {resume}") from error
+        saved = (*folder.rglob("checkpoint*.pt"), *folder.glob("records.jsonl"))
+        if not any(path.stat().st_size for path in saved):
+            raise OSError(f"{error}; nothing was saved yet, begin again once the cause is gone") from error
+        raise OSError(f"{error}; the last good checkpoint is kept, resume with: {resume}") from error
 
 
 def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:

@@ -36,7 +36,7 @@ def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str
             StopSignal(stop_notice if first else None) as stop,
         ):
             run = Run(config, folder, should_stop=stop, on_progress=watch, on_note=note if first else None)
-            with o.says_how_to_go_on(resume):
+            with o.says_how_to_resume(resume, folder):
                 record = run.execute()
         if run.status == "stopped":
             raise o.Stopped(resume, stop.exit_code)

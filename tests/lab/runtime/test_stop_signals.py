@@ -7,7 +7,7 @@ import pytest
 from metastep.lab.runtime.stop_signals import StopSignal
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
 def test_the_first_signal_is_noted_and_the_second_obeyed(number: int, code: int) -> None:
     before = []
     handler = signal.signal(number, lambda *_: before.append(number))
@@ -25,3 +25,24 @@ def test_the_first_signal_is_noted_and_the_second_obeyed(number: int, code: int)
         assert told == ["stopping"]
     finally:
         signal.signal(number, handler)
+
+
+def test_a_hangup_that_is_ignored_as_under_nohup_stays_ignored() -> None:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+
+
+def test_a_terminal_that_is_gone_does_not_keep_a_run_from_stopping() -> None:
+    def gone() -> None:
+        raise OSError("Input/output error")
+
+    handler = signal.getsignal(signal.SIGHUP)
+    with StopSignal(gone) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop()
+    assert signal.getsignal(signal.SIGHUP) is handler

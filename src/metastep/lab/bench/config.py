@@ -27,8 +27,8 @@ class MetaConfig:
         first: whether the counting meets step 0 (as published for text) rather than step ``every - 1``.
         meta_lr: rate of the meta-optimizer (Adam, weight decay 1e-4), > 0.
         batch_size: validation examples (streams of text) a meta-update; None: the run's batch size.
-        hidden_size: units of the LSTM, >= 1.
-        num_layers: its layers, >= 1.
+        hidden_size: units of the LSTM, from 1 to 2048.
+        num_layers: its layers, from 1 to 64.
         snapshots: steps after which the schedule is kept; the last is the end of the run.
     """
 
@@ -43,6 +43,8 @@ class MetaConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, every=self.every, hidden_size=self.hidden_size, num_layers=self.num_layers)
+        _at_most(2048, hidden_size=self.hidden_size)
+        _at_most(64, num_layers=self.num_layers)
         _at_least(1, in_epoch=self.in_epoch, batch_size=self.batch_size)
         _positive(meta_lr=self.meta_lr)
 
@@ -76,7 +78,7 @@ class RunConfig:
         noise_rate: share of wrong labels, in [0, 1]; without noise 0.
         data_dir: folder of the data; None: looked for.
         device: where to train.
-        threads: CPU threads; None leaves torch's choice.
+        threads: CPU threads, at most 4096; None leaves torch's choice.
         log_every: steps between entries of the training curve, >= 1.
         eval_every: steps between evaluations on outer_valid, >= 1; None never.
         checkpoint_every: steps between checkpoints, >= 1; None: about every half minute.
@@ -117,6 +119,7 @@ class RunConfig:
         _at_least(1, batch_size=self.batch_size, total_steps=self.total_steps, train_size=self.train_size)
         _at_least(1, log_every=self.log_every, eval_every=self.eval_every, checkpoint_every=self.checkpoint_every)
         _at_least(1, threads=self.threads)
+        _at_most(4096, threads=self.threads)
         _at_least(
             0,
             seed=self.seed,
@@ -199,5 +202,10 @@ def _at_least(least: int, **values: int | None) -> None:
             raise ValueError(f"{name} must be a whole number, got {value!r}.")
         if value is not None and value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}.")
-        if value is not None and value > _LARGEST:
-            raise ValueError(f"{name} must be at most {_LARGEST}, got {value}.")
+    _at_most(_LARGEST, **values)
+
+
+def _at_most(most: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}.")

@@ -19,12 +19,21 @@ class CurveLog:
         folder: the run's folder.
         mark: how far the log had come at the checkpoint that is resumed; None: unknown, or the run begins.
         after: entries of later steps, of a life that was killed before its next checkpoint, are cut off.
+        clock: seconds of training until then.
         tensorboard: whether to write event files.
     """
 
-    def __init__(self, folder: Path, *, mark: LogMark | None = None, after: int = 0, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mark: LogMark | None = None,
+        after: int = 0,
+        clock: float = math.inf,
+        tensorboard: bool = True,
+    ) -> None:
         self.path = folder / "metrics.jsonl"
-        self._log = JsonLog(self.path, mark=mark, after=after)
+        self._log = JsonLog(self.path, mark=mark, after=after, clock=clock)
         self._events = _event_file(folder, after) if tensorboard else None
 
     @property
@@ -70,13 +79,13 @@ def read_entries(path: Path) -> list[Line]:
 
 def columns_of(entries: Iterable[Line], split: str, names: tuple[str, ...]) -> Curve:
     """The curve of a split: a list for each name."""
-    of_split = [entry for entry in entries if entry["split"] == split]
+    of_split = [entry for entry in entries if entry.get("split") == split]
     return {name: [_number(entry.get(name)) for entry in of_split] for name in names}
 
 
 def layers_of(entries: Iterable[Line]) -> Layers | None:
     """The rates of layers in a log; None where it has none."""
-    written = [entry for entry in entries if entry["split"] == "layers"]
+    written = [entry for entry in entries if entry.get("split") == "layers"]
     if not written:
         return None
     names = [name for name in written[-1] if name not in ("split", "step")]

@@ -128,6 +128,7 @@ class Run:
         self._valid: dict[str, float] = {}
         self._train_seconds, self._eval_seconds = 0.0, 0.0
         self._losses = LossSum()
+        self._resumed = False
         self._saved_at, self._saving_took = time.monotonic(), 0.0
         begun = (folder / "run.json").is_file()
         if begun and read_config(folder) != config:
@@ -165,18 +166,28 @@ class Run:
             mark = self._restore()
             log = self._open_log(mark) if self._writes else None
             try:
-                while self.status == "running":
-                    if self.trainer.steps >= self.config.total_steps:
-                        self.status = "finished"
-                    elif self._should_stop():
-                        self.status = "stopped"
-                    else:
-                        self._stretch(log)
-                self._save(log)
-                return self._finish(log)
+                return self._train(log)
+            except _NOT_THE_STATE as error:
+                if not self._resumed or isinstance(error, ValueError):
+                    raise
+                raise CheckpointError(
+                    f"the run in {self.folder} failed after it was resumed; its checkpoint may be damaged, or of "
+                    f"another version ({type(error).__name__}: {_first_line(error)})."
+                ) from error
             finally:
                 if log is not None:
                     log.close()
+
+    def _train(self, log: CurveLog | None) -> Record:
+        while self.status == "running":
+            if self.trainer.steps >= self.config.total_steps:
+                self.status = "finished"
+            elif self._should_stop():
+                self.status = "stopped"
+            else:
+                self._stretch(log)
+        self._save(log)
+        return self._finish(log)
 
     def _finished_record(self) -> Record | None:
         """The record of a run that has come to its end, on all ranks."""
@@ -186,7 +197,8 @@ class Run:
         return found
 
     def _open_log(self, mark: LogMark | None) -> CurveLog:
-        log = CurveLog(self.folder, mark=mark, after=self.trainer.steps, tensorboard=self._tensorboard)
+        after, clock = self.trainer.steps, self._train_seconds
+        log = CurveLog(self.folder, mark=mark, after=after, clock=clock, tensorboard=self._tensorboard)
         if log.damage is not None:
             self._note(log.damage)
         self._folder.needed |= {"run.json", log.path.name}
@@ -352,8 +364,8 @@ class Run:
             if not 0 <= self.trainer.steps <= self.config.total_steps:
                 raise ValueError(f"steps must be from 0 to {self.config.total_steps}, got {self.trainer.steps}")
         except _NOT_THE_STATE as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise CheckpointError(f"{what} is damaged, or of another run: {reason}.") from error
+            raise CheckpointError(f"{what} is damaged, or of another run: {_first_line(error)}.") from error
+        self._resumed = True
         self._train_seconds, self._eval_seconds = state.train_seconds, state.eval_seconds
         self._valid = state.valid
         self._losses = LossSum(*state.open_entry)
@@ -392,6 +404,10 @@ class Run:
         if len(files) > 1:
             learned = Phased([load_schedule(file) for file in files])
         save_schedule(learned, self.folder / "schedule.safetensors")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _finite(value: float | None) -> float | None:

@@ -7,10 +7,12 @@ behind half written is removed when the next one begins.
 
 import hashlib
 import io
+import math
 import os
 import pickle
 import shutil
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -187,15 +189,14 @@ class CheckpointFile:
         payload = buffer.getvalue()
         complete = self.path.with_name(f".{self.path.name}.complete.part")
         write_atomically(complete, payload)
-        if self.path.exists():
-            _duplicate(self.path, self.previous)
-            if _beside(self.path).exists():
-                _duplicate(_beside(self.path), _beside(self.previous))
-            else:  # the one before is of an older version and holds its own checksum
-                _beside(self.previous).unlink(missing_ok=True)
-        # A kill between the next two lines leaves the older file under a newer checksum; previous has the older one.
-        write_atomically(_beside(self.path), f"{hashlib.sha256(payload).hexdigest()}  {self.path.name}\n")
-        os.replace(complete, self.path)
+        try:
+            if self.path.exists():
+                self._keep_previous()
+            # A kill between these two lines leaves the older file under a newer checksum; previous has the older one.
+            write_atomically(_beside(self.path), f"{hashlib.sha256(payload).hexdigest()}  {self.path.name}\n")
+            os.replace(complete, self.path)
+        finally:
+            complete.unlink(missing_ok=True)
         sync_folder(self.path.parent)
 
     def load(self) -> tuple[dict[str, Any], str | None]:
@@ -215,6 +216,13 @@ class CheckpointFile:
             notes = [f"{reasons[0]}; went back to {path.name}."] if reasons else []
             return state, " ".join([*notes, *([unchecked] if unchecked else [])]) or None
         raise CheckpointError(f"no readable checkpoint in {self.path.parent}: {'; '.join(reasons)}.")
+
+    def _keep_previous(self) -> None:
+        _duplicate(self.path, self.previous)
+        if _beside(self.path).exists():
+            _duplicate(_beside(self.path), _beside(self.previous))
+        else:  # this one is of an older version and holds its own checksum
+            _beside(self.previous).unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
@@ -291,6 +299,7 @@ class JsonLog:
         path: the file.
         mark: from :meth:`sync`, kept in the checkpoint that is resumed; None: nothing is known of the file.
         after: lines of later steps are cut off; a life that was killed before its next checkpoint wrote them.
+        clock: ``seconds`` of the last line cannot be more, if it is known.
 
     Example:
         >>> with JsonLog(tmp_path / "log.jsonl") as log:
@@ -299,7 +308,7 @@ class JsonLog:
         1
     """
 
-    def __init__(self, path: Path, *, mark: LogMark | None = None, after: int = 0) -> None:
+    def __init__(self, path: Path, *, mark: LogMark | None = None, after: int = 0, clock: float = math.inf) -> None:
         self.path = path
         self.damage: str | None = None
         content = path.read_bytes() if path.exists() else b""
@@ -307,7 +316,7 @@ class JsonLog:
             content = content[: mark.size]
         else:
             lines, unread = read_lines(path)
-            kept = _in_order(line for line in lines if _step(line) <= after)
+            kept = _in_order((line for line in lines if _step(line) <= after), clock)
             if mark is not None or unread or (after > 0 and not path.exists()):
                 whole = "" if mark is None else f" of {mark.lines}"
                 self.damage = (
@@ -385,17 +394,35 @@ def _step(line: Line) -> int:
     return step
 
 
-def _in_order(lines: Iterable[Line]) -> list[Line]:
-    """Those lines of each series whose steps grow and whose clock (``seconds``) does not run backwards."""
-    kept = list[Line]()
-    last: dict[Any, tuple[int, float]] = {}
-    for line in lines:
-        step, seconds = last.get(line.get("split"), (-1, 0.0))
-        clock = line.get("seconds", seconds)
-        if _step(line) > step and isinstance(clock, (int, float)) and clock >= seconds:
-            last[line.get("split")] = _step(line), clock
-            kept.append(line)
-    return kept
+def _in_order(lines: Iterable[Line], clock: float) -> list[Line]:
+    """As many lines of each series as go together: steps grow, and ``seconds`` runs to the clock and not backwards."""
+    series = dict[Any, list[tuple[int, Line]]]()
+    for place, line in enumerate(lines):
+        series.setdefault(line.get("split"), []).append((place, line))
+    kept = dict[int, Line]()
+    for found in series.values():
+        seconds, timed = 0.0, any("seconds" in line for _, line in found)
+        for place, line in _longest_growing(found):
+            now = line.get("seconds", None if timed else seconds)
+            if isinstance(now, (int, float)) and seconds <= now <= clock:
+                seconds, kept[place] = now, line
+    return [kept[place] for place in sorted(kept)]
+
+
+def _longest_growing(lines: list[tuple[int, Line]]) -> list[tuple[int, Line]]:
+    """The longest part whose steps grow: one wrong step in the middle costs one line."""
+    ends, steps = list[int](), list[int]()  # the best ends of growing parts by their length, and their steps
+    before = list[int]()
+    for number, (_, line) in enumerate(lines):
+        length = bisect_left(steps, _step(line))
+        before.append(ends[length - 1] if length else -1)
+        ends[length : length + 1] = [number]
+        steps[length : length + 1] = [_step(line)]
+    part, number = list[tuple[int, Line]](), ends[-1] if ends else -1
+    while number >= 0:
+        part.append(lines[number])
+        number = before[number]
+    return part[::-1]
 
 
 def _holds(content: bytes, mark: LogMark) -> bool:
@@ -410,5 +437,5 @@ def state_of(state: dict[str, Any], kind: type[T], what: str) -> T:
     """
     try:
         return msgspec.convert(state, kind, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise CheckpointError(f"{what} is refused: {error}.") from error
+    except (*_GARBLED, RuntimeError) as error:  # msgspec looks into tensors, too
+        raise CheckpointError(f"{what} is refused: {' '.join(str(error).split())}.") from error

@@ -4,10 +4,12 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Ctrl-C; what ends jobs; and what a terminal or a connection sends that is closed, where the system has it.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def never() -> bool:
@@ -16,9 +18,10 @@ def never() -> bool:
 
 
 class StopSignal:
-    """Within ``with``, the first SIGINT or SIGTERM is only noted; a second one of the kind does what it did before.
+    """Within ``with``, the first SIGINT, SIGTERM or SIGHUP is only noted; a second one of the kind acts as before.
 
-    Outside the main thread, where Python delivers no signals, nothing is ever noted.
+    A SIGHUP that is ignored, as ``nohup`` has it, stays ignored. Outside the main thread, where Python delivers no
+    signals, nothing is ever noted.
 
     Args:
         on_signal: called when one is noted, in a thread of its own. What it needs (the lock of a progress bar, the
@@ -47,15 +50,16 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """130 after SIGINT, as shells have it; 0 after SIGTERM, which asks for a clean end and got one."""
-        return 0 if self.received == signal.SIGTERM else 130
+        """130 after SIGINT, as shells have it; 0 after the others, which ask for a clean end and got one."""
+        return 130 if self.received in (None, signal.SIGINT) else 0
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             if self._on_signal is not None:
                 self._teller = threading.Thread(target=self._tell, args=(self._on_signal,), daemon=True)
                 self._teller.start()
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heard = [n for n in _SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -71,7 +75,8 @@ class StopSignal:
 
     def _tell(self, on_signal: Callable[[], None]) -> None:
         while self._noted.get():
-            on_signal()
+            with suppress(OSError):  # the terminal is gone, which is why there is a signal
+                on_signal()
 
     def _finish_telling(self) -> None:
         if self._teller is not None:
