@@ -68,9 +68,9 @@ def show_report(
     results = _read(folder, title)
     beside = folder if folder.is_dir() else folder.parent
     written = _write(results, format, beside, output)
-    lost = sum(not run.finished for run in results.runs)
+    runs, lost = len(results.all_runs), sum(not run.finished for run in results.all_runs)
     if json:
-        found = {"folder": str(beside), "report": str(written), "runs": len(results.runs), "not_finished": lost}
+        found = {"folder": str(beside), "report": str(written), "runs": runs, "not_finished": lost}
         rows = [group.summary() for budget in results.budgets for group in results.ordered(budget)]
         o.print_json({**found, "methods": results.methods, **({"rows": rows} if results.one_task else {})})
         return
@@ -78,7 +78,7 @@ def show_report(
         for budget in results.budgets:
             show(results_table(results.ordered(budget), results.tasks[0]))
     else:
-        say(f"{len(results.runs)} runs, of which {lost} diverged or failed")
+        say(f"{runs} runs, of which {lost} diverged or failed")
     for line in results.notes:
         say(line)
     say(f"report: {written}")

@@ -245,9 +245,11 @@ class Results:
         self, runs: Iterable[Run], *, title: str, notes: Sequence[str] = (), figures: Sequence[PaperFigure] = ()
     ) -> None:
         self.title, self.notes, self.figures = title, list(notes), list(figures)
-        every, groups = list(runs), defaultdict(list)
+        #: Those at other rates, too.
+        self.all_runs = list(runs)
+        groups: dict[Key, list[Run]] = defaultdict(list)
         seen: dict[tuple[object, ...], Run] = {}
-        for run in every:
+        for run in self.all_runs:
             name = (*run.key, run.record.seed, run.record.rate_factor)
             if name in seen:
                 raise ValueError(
@@ -270,7 +272,7 @@ class Results:
         self.budgets = sorted({budget for _, _, budget in self.groups})
         #: By budget.
         self.standings = {budget: _standing(self.groups, budget) for budget in self.budgets}
-        self.sensitivities = _sensitivities(every)
+        self.sensitivities = _sensitivities(self.all_runs)
 
     @property
     def runs(self) -> list[Run]:
