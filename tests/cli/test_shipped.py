@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import metastep as package
 
 
@@ -34,3 +36,15 @@ def test_a_shipped_schedule_drives_a_run_by_name(metastep, tmp_path: Path) -> No
     assert all(0 < rate < 5 for rate in record["train"]["lr"])
     wrong = metastep("train", "digits/mlp", "--schedule", "mlrsnet-cifar")
     assert "did you mean mlrsnet-cifar10" in wrong.err
+
+
+@pytest.mark.parametrize("schedule", ["mlrsnet-cifar10", "mlr-snet", "signal-sgd"])
+def test_a_schedule_for_another_base_is_refused_unless_it_is_allowed(metastep, schedule: str) -> None:
+    small = ("digits/mlp", "--optimizer", "adamw", "--steps", "3", "--train-size", "200", "--threads", "1", "--json")
+    refused = metastep("train", *small, "--schedule", schedule)
+    assert (refused.code, refused.out) == (2, "")
+    assert "the optimizer is adamw" in refused.err
+    assert "--allow-other-base" in refused.err
+    assert "sgd" in refused.err
+    with pytest.warns(UserWarning, match="the optimizer is adamw"):
+        assert metastep("train", *small, "--schedule", schedule, "--allow-other-base").code == 0

@@ -110,6 +110,7 @@ def test_stepping_the_optimizer_is_stepping_the_learner(with_closure: bool) -> N
     assert torch.equal(inside.weights(), outside.weights())
 
 
+@pytest.mark.filterwarnings("ignore:MLRSNet measures the scale of its rate by a rule for sgd")
 @pytest.mark.parametrize("options", [{}, {"make": torch.optim.Adam, "fused": True}])
 def test_a_step_that_the_scaler_skips_learns_nothing(options) -> None:
     loop = Loop(every=1, **options)

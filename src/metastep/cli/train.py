@@ -24,6 +24,9 @@ def train(
             show_default=False,
         ),
     ] = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Run a learned schedule over an optimizer it is not for.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
     lr: o.Lr = None,
     run: o.RunOptions,
@@ -41,13 +44,15 @@ def train(
         execute_run(None, resume, json, "train")
         return
     from metastep.lab.bench.protocols import training
-    from metastep.lab.bench.schedules import SCHEDULES, make_schedule
+    from metastep.lab.bench.schedules import SCHEDULES, make_schedule, refuse_another_base
     from metastep.lab.tasks.table import recipe_of
     from metastep.schedules.files import DEFAULTS
 
     recipe = recipe_of(o.require_task(task))
     schedule = schedule or DEFAULTS.get(run.optimizer or recipe.optimizer, "cosine")
-    make_schedule(schedule, 1000, text=recipe.kind == "language")  # a wrong name is said before data are read
+    made, _ = make_schedule(schedule, 1000, text=recipe.kind == "language")  # a wrong name is said before data are read
     learns = schedule in SCHEDULES and SCHEDULES[schedule].learns
     config = training(recipe, schedule=schedule, learns=learns, seed=seed, lr=lr, **run.given())
+    if not allow_other_base:
+        refuse_another_base(made, config.optimizer, config.optimizer_options)
     execute_run(config, o.new_folder(out, f"{recipe.name}-{Path(schedule).stem}"), json, "train")

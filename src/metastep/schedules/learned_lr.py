@@ -31,6 +31,8 @@ from metastep.schedules.scale import RunScale, ScaleRule
 #: Positional and keyword arguments of ``optimizer.step``; the optimizer itself is the first.
 StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
+#: Bases that share the unit of a scale that is measured from the loss.
+_SGD = frozenset({"sgd", "sgd-momentum"})
 #: Parts of the names of optimizers whose steps are of a fixed size, whatever the gradient's.
 _NORMALISING = ("ada", "rms", "rprop", "lion", "lamb", "lars", "muon", "shampoo", "prodigy", "sophia", "sign")
 
@@ -520,16 +522,17 @@ def another_base(schedule: Schedule, base: str) -> str | None:
     A learned schedule is for the bases for which it was trained. Where that is not known, a scale that is measured from
     the loss is in the unit of SGD's rates, and too large for optimizers that normalise their steps.
     """
-    if not isinstance(schedule, LearnedSchedule):
+    if not isinstance(schedule, LearnedSchedule) or not (schedule.relative or schedule.scale.is_measured):
         return None
     if schedule.trained_for is not None:
-        if base in schedule.trained_for.split(", "):
+        known = schedule.trained_for.split(", ")
+        if base in known or (not schedule.relative and base in _SGD and not _SGD.isdisjoint(known)):
             return None
         return (
             f"the schedule was trained for {schedule.trained_for}, the optimizer is {base}: its rates may be far from "
             f"good; use a schedule trained for {base}, or {schedule.trained_for} as the optimizer."
         )
-    if schedule.relative or schedule.scale.mode == "relative" or not any(part in base for part in _NORMALISING):
+    if schedule.relative or not any(part in base for part in _NORMALISING):
         return None
     return (
         f"{type(schedule).__name__} measures the scale of its rate by a rule for sgd, the optimizer is {base}: its "

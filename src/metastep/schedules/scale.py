@@ -65,6 +65,11 @@ class ScaleRule:
         if not 0 < self.floor <= 1:
             raise ValueError(f"floor must be in (0, 1], got {self.floor}; it is a fraction of the first scale.")
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the scale is that of SGD's rates; otherwise it is whatever the optimizer's user gave."""
+        return self.mode != "relative"
+
     def gamma(self, loss: float, num_classes: int, first: float | None = None) -> float:
         """Return the scale: positive and finite for every finite loss.
 

@@ -1,6 +1,6 @@
 """The schedules a run can name: the closed forms, MLR-SNet learned in the loop, and schedules in files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import torch
 
 from metastep.lab.bench.names import unknown_name
+from metastep.lab.bench.optimizers import base_of
 from metastep.lab.evolution import default_config
 from metastep.lab.tasks.sources import data_roots
 from metastep.schedules import (
@@ -19,6 +20,7 @@ from metastep.schedules import (
     load_schedule,
     shipped_schedules,
 )
+from metastep.schedules.learned_lr import another_base
 from metastep.schedules.registry import REGISTRY
 
 
@@ -233,6 +235,14 @@ def make_schedule(schedule: str, total_steps: int, *, text: bool) -> tuple[Sched
     return made.with_total_steps(total_steps), learns
 
 
+def refuse_another_base(schedule: Schedule, optimizer: str, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a schedule's rates are made for another base than this optimizer with these options."""
+    base = base_of(optimizer)
+    doubt = another_base(schedule, "sgd-momentum" if base == "sgd" and options.get("momentum") else base)
+    if doubt is not None:
+        raise ValueError(f"{doubt.rstrip('.')}. To try it all the same, add --allow-other-base.")
+
+
 def _from_files(schedule: str) -> Schedule:
     files, control = _files_of(schedule) or _as_typed(schedule)
     if not any(_is_file(file) or Path(file).suffix or "/" in file for file in files):
@@ -262,6 +272,11 @@ class FixedScale(ScaleRule):
     """
 
     value: float
+
+    @property
+    def is_measured(self) -> bool:
+        """Never."""
+        return False
 
     def gamma(self, loss: float, num_classes: int, first: float | None = None) -> float:
         """Return the value."""
