@@ -2,7 +2,10 @@
 
 import csv
 import math
+import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,12 @@ from tests.integrations.digits import Noting, learned, note_rates
 import metastep as ms
 
 pytest.importorskip("lightning.pytorch", reason="Lightning is not installed: the extra [lightning]")
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+)
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from tests.integrations.lightning_runs import ADVICE, Data, Digits, Manual, fit, sgd, weights
@@ -65,17 +73,24 @@ def test_under_float16_the_loss_is_unscaled_and_a_skipped_step_ticks_nothing(tmp
     assert module.used == pytest.approx([0.1 / (1 + loss) for loss in schedule.losses])
 
 
-def test_a_training_step_that_returns_none_is_a_step_without_a_finite_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", [Noting, lambda: ms.Cosine(6), learned], ids=["loss", "cosine", "mlrsnet"])
+@pytest.mark.parametrize("make", [sgd, partial(torch.optim.Adam, lr=0.01), partial(torch.optim.LBFGS, lr=0.1)])
+def test_a_training_step_that_returns_none_changes_nothing(tmp_path: Path, make: Any, schedule: Any) -> None:
     class Skipping(Digits):
         def training_step(self, batch, index):
-            loss = super().training_step(batch, index)
-            return None if index == 2 else loss
+            return None if index == 2 else super().training_step(batch, index)
 
-    module, schedule = Skipping(), Noting()
-    callback = LearnedLRCallback(schedule)
+        def on_train_batch_start(self, batch, index):
+            self.before = weights(self).clone()
+
+        def on_train_batch_end(self, outputs, batch, index):
+            assert torch.equal(weights(self), self.before) is (index == 2)
+
+    module = Skipping(make)
+    callback = LearnedLRCallback(schedule(), num_classes=10)
     fit(module, callback, folder=tmp_path)
-    assert schedule.losses == [*module.losses[:2], module.losses[1], *module.losses[3:]]
-    assert callback.lr.non_finite_losses == 1
+    assert callback.lr.steps == len(module.used) == 5
+    assert callback.lr.non_finite_losses == 0
 
 
 def test_two_processes_use_the_mean_of_their_losses(tmp_path: Path) -> None:
@@ -193,3 +208,54 @@ def test_asking_before_fit_says_what_to_wait_for() -> None:
 def test_a_trainer_of_the_other_package_is_refused() -> None:
     with pytest.raises(TypeError, match=r"import everything from lightning, nothing from pytorch_lightning"):
         LearnedLRCallback(ms.Cosine()).setup(object(), Digits(), "fit")
+
+
+def test_a_learning_rate_finder_is_refused_by_name(tmp_path: Path) -> None:
+    module = Digits()
+    module.lr = 0.1
+    with pytest.raises(ValueError, match="must have no LearningRateFinder beside LearnedLRCallback"):
+        fit(module, LearnedLRCallback(ms.Cosine()), LearningRateFinder(num_training_steps=5), folder=tmp_path)
+
+
+# ---- the estimate of the steps
+
+
+def test_an_accumulation_that_changes_is_said_before_the_first_step(tmp_path: Path) -> None:
+    module = Digits()
+    callback = LearnedLRCallback(ms.Cosine())
+    with pytest.warns(UserWarning, match=r"total_steps=24 by .* but the run takes about 12: .*give total_steps=12"):
+        fit(module, callback, GradientAccumulationScheduler({0: 1, 1: 3}), folder=tmp_path, max_epochs=4)
+    assert callback.lr.steps == len(module.used) == 12
+
+
+def test_other_steps_than_estimated_are_said_after_the_first_epoch(tmp_path: Path) -> None:
+    class Skipping(Digits):
+        def training_step(self, batch, index):
+            return None if index % 2 else super().training_step(batch, index)
+
+    with pytest.warns(UserWarning, match=r"total_steps=12 by .* but the run takes about 6"):
+        fit(Skipping(), LearnedLRCallback(ms.Cosine()), folder=tmp_path, max_epochs=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 4}, {"max_steps": 5}, {"limit_train_batches": 3}])
+def test_of_a_right_estimate_nothing_is_said(tmp_path: Path, options: dict[str, int]) -> None:
+    callback = LearnedLRCallback(ms.Cosine())
+    stop = EarlyStopping("valid", patience=0, min_delta=10.0)  # after two epochs: not the estimate's fault
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*total_steps=.*")
+        fit(Digits(), callback, folder=tmp_path, max_epochs=3, **options)
+        fit(Digits(), LearnedLRCallback(ms.Cosine()), stop, folder=tmp_path, max_epochs=5, **options)
+    assert callback.lr.total_steps == callback.lr.steps
+
+
+def test_a_run_with_the_callback_draws_the_random_numbers_of_one_without(tmp_path: Path) -> None:
+    class Dropping(Digits):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.append(torch.nn.Dropout(0.3))
+
+    plain, attached = Dropping(), Dropping()
+    for module, callbacks in ((plain, []), (attached, [LearnedLRCallback(ms.Constant())])):
+        torch.manual_seed(5)
+        fit(module, *callbacks, folder=tmp_path)
+    assert torch.equal(weights(plain), weights(attached))

@@ -60,6 +60,42 @@ def test_fitting_again_starts_the_rate_anew_as_lightning_does_the_optimizer(tmp_
     assert module.used == first
 
 
+@pytest.mark.parametrize("callback_class", [LearnedLRCallback, MetaLearnerCallback])
+def test_a_second_fit_with_more_epochs_goes_on_under_the_new_horizon(tmp_path: Path, callback_class: type) -> None:
+    def make() -> LearnedLRCallback:
+        if callback_class is LearnedLRCallback:
+            return LearnedLRCallback(ms.Cosine())
+        return MetaLearnerCallback(learned(), Digits.loss, every=4, num_classes=10)
+
+    module, callback = Digits(), make()
+    trainer = fit(module, callback, folder=tmp_path)
+    first = list(module.used)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, Data())
+    assert callback.lr.steps == trainer.global_step == 18
+    assert callback.lr.total_steps == 18
+    if callback_class is LearnedLRCallback:
+        assert [*first, *module.used] == pytest.approx(
+            [
+                *(0.1 * ms.Cosine(6).factor_at(k) for k in range(6)),
+                *(0.1 * ms.Cosine(18).factor_at(k) for k in range(6, 18)),
+            ]
+        )
+    else:
+        assert callback.learner.meta_updates == 4
+
+
+def test_a_checkpoint_without_the_callback_s_state_is_said(tmp_path: Path) -> None:
+    trainer = fit(Digits(), folder=tmp_path)
+    trainer.save_checkpoint(tmp_path / "without.ckpt")
+    with pytest.warns(
+        UserWarning, match="resumed after 6 steps, and the checkpoint holds no state of LearnedLRCallback"
+    ):
+        fit(
+            Digits(), LearnedLRCallback(ms.Cosine()), folder=tmp_path, max_epochs=2, ckpt_path=tmp_path / "without.ckpt"
+        )
+
+
 # ---- learning the schedule
 
 

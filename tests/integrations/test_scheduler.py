@@ -37,6 +37,29 @@ class Loop:
         return torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
 
 
+# ---- the random stream
+
+
+@pytest.mark.parametrize("name", ["mlrsnet-cifar10", "signal-sgd"])
+def test_loading_attaching_saving_and_learning_leave_the_random_stream_alone(name: str) -> None:
+    model, (x, y), valid = network(), digits(32), digits(64, start=1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    stream = torch.get_rng_state()
+    lr = ms.LearnedLR(optimizer, ms.load_schedule(name), num_classes=10, total_steps=4)
+    learner = ms.MetaLearner(lr, lambda: cross_entropy(model(valid[0]), valid[1]), every=1)
+    scheduler = AsScheduler(learner)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        lr.observe(loss)
+        optimizer.step()
+    scheduler.load_state_dict(scheduler.state_dict())
+    scheduler.release()
+    assert learner.meta_updates == 2
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
 # ---- the shape of a scheduler
 
 
@@ -115,7 +138,7 @@ def test_stepping_the_optimizer_is_stepping_the_learner(with_closure: bool) -> N
 def test_a_step_that_the_scaler_skips_learns_nothing(options) -> None:
     loop = Loop(every=1, **options)
     scheduler = AsScheduler(loop.learner)
-    scaler = scheduler.learning_step.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler = scheduler.trainer_step.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for number in range(4):
         loop.backward(number, scaler.scale)
         if number == 1:
@@ -132,7 +155,7 @@ def test_the_validation_pass_is_scaled_and_its_lesson_is_not() -> None:
     for scale in (1.0, 2.0**10):
         loop = Loop(every=1)
         scheduler = AsScheduler(loop.learner)
-        scaler = scheduler.learning_step.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler = scheduler.trainer_step.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         gradients = []
         loop.model[2].bias.register_hook(lambda gradient, to=gradients: to.append(gradient.norm().item()))
         loop.backward(0, scaler.scale)
@@ -170,3 +193,35 @@ def test_the_package_alone_imports_no_trainer(monkeypatch: pytest.MonkeyPatch) -
     for library in ("lightning", "lightning.pytorch", "transformers", "accelerate"):
         monkeypatch.setitem(sys.modules, library, None)
     assert importlib.import_module("metastep.integrations").__all__ == ["AsScheduler"]
+
+
+# ---- closures
+
+
+@pytest.mark.parametrize("returned", [None, 0.5], ids=["None", "a number"])
+def test_a_closure_that_observes_may_return_anything_and_one_that_does_not_is_said(returned: object) -> None:
+    loop = Loop()
+    AsScheduler(loop.learner)
+    for number in range(4):
+        loop.optimizer.step(lambda number=number: (loop.backward(number), returned)[1])
+    assert (loop.lr.steps, loop.learner.meta_updates) == (4, 2)
+    with pytest.raises(RuntimeError, match=r"optimizer\.step\(\) came without an observed loss"):
+        loop.optimizer.step(lambda: returned)
+
+
+def test_with_the_closure_first_a_step_can_be_left_out() -> None:
+    loop = Loop()
+    scheduler = AsScheduler(loop.lr, closure_first=True)
+    assert scheduler.trainer_step is not None
+    before = loop.weights()
+
+    def empty() -> None:
+        scheduler.trainer_step.empty = True
+
+    loop.optimizer.step(empty)
+    assert (loop.lr.steps, loop.used) == (0, [])
+    assert torch.equal(loop.weights(), before)
+    loop.optimizer.step(lambda: loop.backward(0))
+    assert (loop.lr.steps, len(loop.used)) == (1, 1)
+    scheduler.release()
+    assert "step" not in vars(loop.optimizer)

@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from metastep.core.distributed import rank_count
-from metastep.integrations.options import LearnedLROptions
-from metastep.integrations.scheduler import refuse_other_scheduler, warn_of_other_processes
+from metastep.integrations.scheduler import LearnedLROptions, refuse_other_scheduler, warn_of_other_processes
 from metastep.schedules import LearnedLR, Schedule
 
 try:

@@ -1,6 +1,8 @@
 """LearnedLR and MetaLearner in Lightning: callbacks."""
 
 import itertools
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Unpack
 
@@ -8,19 +10,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metastep.integrations.options import LearnedLROptions
-from metastep.integrations.scheduler import AsScheduler, refuse_other_scheduler
+from metastep.integrations.scheduler import AsScheduler, LearnedLROptions, refuse_other_scheduler
 from metastep.meta import MetaLearner
 from metastep.schedules import LearnedLR, Schedule
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import LearningRateMonitor
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, LearningRateMonitor
     from lightning.pytorch.utilities.model_helpers import is_overridden
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         'metastep.integrations.lightning needs Lightning: pip install "metastep[lightning]".', name=error.name
     ) from error
+
+
+#: Share of the planned steps by which a run may be longer or shorter without a warning.
+_TOLERANCE = 0.1
 
 
 class LearnedLRCallback(Callback):
@@ -31,7 +36,8 @@ class LearnedLRCallback(Callback):
     back. The state is saved in Lightning's checkpoints, and a ``LearningRateMonitor`` of the same Trainer logs each
     rate when it has been used.
 
-    A ``training_step`` that returns None counts as a step whose loss is not finite.
+    A ``training_step`` that returns None takes no step: parameters and schedule stay as they are. A second ``fit`` of
+    the same Trainer with more epochs (or steps) goes on where the first ended, under the new horizon.
 
     Args:
         schedule: any :class:`metastep.Schedule`.
@@ -39,13 +45,15 @@ class LearnedLRCallback(Callback):
         capture: False if the module calls :meth:`observe` itself, under manual optimisation: needed with several
             optimizers, or when it divides its losses to accumulate.
         options: keyword arguments of :class:`metastep.LearnedLR`; ``total_steps`` is
-            ``trainer.estimated_stepping_batches`` unless given, under automatic optimisation.
+            ``trainer.estimated_stepping_batches`` unless given, under automatic optimisation. Where that turns out
+            wrong by more than 10 %, a warning says so.
 
     Attributes:
         scheduler: the LearnedLR as an :class:`metastep.integrations.AsScheduler`, None until ``fit`` has begun.
 
     Raises:
-        ValueError: when ``fit`` begins, if the optimizer has a scheduler, does not exist, or its losses are unknown.
+        ValueError: when ``fit`` begins, if the optimizer has a scheduler, does not exist, or its losses are unknown, or
+            if the Trainer has a LearningRateFinder.
 
     Example:
         >>> from metastep.integrations.lightning import LearnedLRCallback
@@ -62,6 +70,9 @@ class LearnedLRCallback(Callback):
         self.scheduler: AsScheduler | None = None
         self._saved: dict[str, Any] = {}  # a checkpoint's, until fit begins
         self._waiting: list[Tensor] = []  # 0-d, this process's losses of the open window
+        self._trainer: int | None = None  # identity of the Trainer of the last fit
+        self._estimate: int | None = None  # of all optimizer steps, which is not yet known to be wrong
+        self._epoch_began: int | None = None  # after so many optimizer steps; None: in the middle
 
     @property
     def state_key(self) -> str:
@@ -93,11 +104,17 @@ class LearnedLRCallback(Callback):
     # ---- Lightning's side
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the learning-rate monitors."""
+        """Take over the learning-rate monitors, and refuse what sets the rate, too."""
         if not isinstance(trainer, Trainer):
             raise TypeError(
                 f"trainer must be a lightning.pytorch.Trainer, got {type(trainer).__module__}.{type(trainer).__name__};"
                 " import everything from lightning, nothing from pytorch_lightning."
+            )
+        if stage == "fit" and any(isinstance(c, LearningRateFinder) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"trainer must have no LearningRateFinder beside {type(self).__name__}: it sweeps the rate that the "
+                "schedule writes. Run it, or Tuner.lr_find, in a Trainer without this callback, and make the module "
+                "with the rate that it finds."
             )
         for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
             if type(callback) is LearningRateMonitor:
@@ -117,15 +134,20 @@ class LearnedLRCallback(Callback):
                 "observe(loss) of this callback in training_step."
             )
         if self.scheduler is not None:  # fit is called again, with new optimizers
+            if self._trainer == id(trainer) and trainer.global_step > 0 and not self._saved:
+                self._saved = self.state_dict()
             self.scheduler.release()
-        options = self.options
+        options, self._estimate = self.options, None
         if "total_steps" not in options and pl_module.automatic_optimization:
             steps = trainer.estimated_stepping_batches
             if 0 < steps < float("inf"):
-                options = {**options, "total_steps": int(steps)}
+                self._estimate = int(steps)
+                options = {**options, "total_steps": self._estimate}
+                self._foresee(trainer)
         lr = LearnedLR(optimizers[self.optimizer], self.schedule, **options)
-        self.scheduler = AsScheduler(self.make_source(lr, trainer, pl_module))
-        self._waiting = []
+        closure_first = self.capture and pl_module.automatic_optimization
+        self.scheduler = AsScheduler(self.make_source(lr, trainer, pl_module), closure_first=closure_first)
+        self._trainer, self._waiting, self._epoch_began = id(trainer), [], None
         if self._saved:
             self.scheduler.load_state_dict(self._saved)
             self._saved = {}
@@ -133,6 +155,49 @@ class LearnedLRCallback(Callback):
     def make_source(self, lr: LearnedLR, trainer: Trainer, pl_module: LightningModule) -> LearnedLR | MetaLearner:
         """What sets the rate; a subclass makes a MetaLearner of it."""
         return lr
+
+    def _foresee(self, trainer: Trainer) -> None:
+        """Warn if the accumulation is to change, of which Lightning's estimate knows nothing."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                factors = [callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs or 0)]
+                self._compare(trainer, sum(math.ceil(trainer.num_training_batches / factor) for factor in factors))
+
+    def _compare(self, trainer: Trainer, steps: int) -> None:
+        """Warn, once, if a run is to take another number of optimizer steps than was estimated."""
+        steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+        if self._estimate is not None and abs(steps - self._estimate) > _TOLERANCE * self._estimate:
+            warnings.warn(
+                f"{type(self).__name__} was told total_steps={self._estimate} by trainer.estimated_stepping_batches, "
+                f"but the run takes about {steps}: the schedule ends too early or too late; give total_steps={steps}.",
+                stacklevel=2,
+            )
+            self._estimate = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if a run is resumed and the checkpoint knows nothing of the schedule."""
+        if trainer.global_step > 0 and self.lr.steps == 0:
+            warnings.warn(
+                f"the run is resumed after {trainer.global_step} steps, and the checkpoint holds no state of "
+                f"{type(self).__name__}: the schedule begins at step 0; resume from one that was written with it.",
+                stacklevel=2,
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is known of an epoch of which the beginning is not seen, as after a resume in the middle."""
+        self._epoch_began = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the steps of an epoch from its first batch."""
+        if batch_idx == 0:
+            self._epoch_began = self.lr.steps
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the estimate with the steps that an epoch takes."""
+        if self._epoch_began is None or trainer.max_epochs in (None, -1) or trainer.should_stop:
+            return
+        left = (trainer.max_epochs or 0) - trainer.current_epoch - 1
+        self._compare(trainer, self.lr.steps + left * (self.lr.steps - self._epoch_began))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep the loss as ``training_step`` gave it."""
@@ -152,10 +217,13 @@ class LearnedLRCallback(Callback):
             return
         if self.lr.steps == 0:
             refuse_other_scheduler(self.lr.optimizer)  # which another callback may have attached since
-        if self.scheduler.learning_step is not None:
-            self.scheduler.learning_step.scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if self.scheduler.trainer_step is not None:
+            self.scheduler.trainer_step.scaler = getattr(trainer.precision_plugin, "scaler", None)
         if not self._waiting and self.capture:
-            self.observe(float("nan"))  # training_step returned None
+            if self.scheduler.trainer_step is not None and pl_module.automatic_optimization:
+                self.scheduler.trainer_step.empty = True  # training_step returned None
+                return
+            self.observe(float("nan"))
         if not self._waiting and self.lr.schedule.needs_loss:
             raise RuntimeError(
                 f"{type(self).__name__} came to a step without an observed loss; with capture=False call its "

@@ -1,14 +1,33 @@
-"""A LearnedLR in the shape that trainers want of a scheduler."""
+"""A LearnedLR in the shape that trainers want: a scheduler object, and an ``optimizer.step()`` that learns."""
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from types import MethodType
+from typing import TYPE_CHECKING, Any, TypedDict
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from metastep.core.distributed import rank_count
-from metastep.integrations.learning_step import LearningStep
+from metastep.core.distributed import Ranks, rank_count
 from metastep.meta import MetaLearner
 from metastep.schedules import LearnedLR
+
+if TYPE_CHECKING:
+    from torch.amp.grad_scaler import GradScaler
+
+
+class LearnedLROptions(TypedDict, total=False):
+    """Keyword arguments of :class:`metastep.LearnedLR`, which explains them; an adapter hands them on."""
+
+    initial_loss: float | None
+    num_classes: int | None
+    total_steps: int | None
+    warmup_steps: int
+    min_lr: float
+    max_lr: float
+    measure_loss: Callable[[], float | Tensor] | None
+    process_group: Ranks
 
 
 class AsScheduler:
@@ -21,11 +40,14 @@ class AsScheduler:
 
     Args:
         source: the :class:`metastep.LearnedLR`, or the :class:`metastep.MetaLearner` around one.
+        closure_first: whether ``optimizer.step(closure)`` is to run the closure before anything else, so that what it
+            finds can still keep the step from being taken (:class:`TrainerStep`). Always so with a MetaLearner.
 
     Attributes:
         lr: the LearnedLR.
         learner: the MetaLearner or None.
         optimizer: the torch optimizer.
+        trainer_step: what stands in the place of ``optimizer.step``; None: nothing does.
         saved_by: by how many processes the state that was loaded was saved; None: nothing was loaded, or it is unknown.
 
     Raises:
@@ -42,14 +64,14 @@ class AsScheduler:
         [0.05]
     """
 
-    def __init__(self, source: LearnedLR | MetaLearner) -> None:
+    def __init__(self, source: LearnedLR | MetaLearner, *, closure_first: bool = False) -> None:
         if not isinstance(source, LearnedLR | MetaLearner):
             raise TypeError(f"source must be a LearnedLR or a MetaLearner, got {type(source).__name__}.")
         self.learner = source if isinstance(source, MetaLearner) else None
         self.lr = source.lr if isinstance(source, MetaLearner) else source
         self.optimizer = self.lr.optimizer
         refuse_other_scheduler(self.optimizer)
-        self.learning_step = None if self.learner is None else LearningStep(self.learner)
+        self.trainer_step = TrainerStep(self.lr, self.learner) if self.learner is not None or closure_first else None
         self.saved_by: int | None = None
         self._step_count = 0  # Accelerate's wrapper of schedulers counts here
 
@@ -63,8 +85,8 @@ class AsScheduler:
     def release(self) -> None:
         """Let go of the optimizer: its rates stay as they are and nothing writes them any more."""
         self.lr.detach()
-        if self.learning_step is not None:
-            self.learning_step.remove()
+        if self.trainer_step is not None:
+            self.trainer_step.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the LearnedLR and of the MetaLearner: numbers, strings and tensors."""
@@ -87,6 +109,70 @@ class AsScheduler:
         self.lr.load_state_dict(state_dict["lr"])
         if self.learner is not None and state_dict["learner"] is not None:
             self.learner.load_state_dict(state_dict["learner"])
+
+
+class TrainerStep:
+    """Stands in the place of an optimizer's ``step``, as torch's schedulers put a counter there.
+
+    A closure is run first and has to observe its loss (or an earlier part of the step has). Then the MetaLearner, if
+    there is one, takes the step. Its own call of ``optimizer.step`` goes to the optimizer, and so do its hooks, once.
+
+    Args:
+        lr: the LearnedLR of the optimizer.
+        learner: the MetaLearner around it, or None; the horizon must be 1.
+
+    Attributes:
+        scaler: the trainer's GradScaler, if it has one; the validation pass is then scaled, too.
+        empty: set by whoever knows, while the closure runs: it had no loss, so no step is taken.
+
+    Raises:
+        ValueError: if the learner's horizon is not 1, or its optimizer learns in its steps already.
+    """
+
+    def __init__(self, lr: LearnedLR, learner: MetaLearner | None) -> None:
+        if learner is not None and learner.horizon != 1:
+            raise ValueError(f"learner must have horizon 1 inside a trainer, got {learner.horizon}; write the loop.")
+        if isinstance(getattr(getattr(lr.optimizer.step, "__func__", None), "__self__", None), TrainerStep):
+            raise ValueError("learner has an AsScheduler already; use that one, or call its release() first.")
+        self.lr, self.learner = lr, learner
+        self.scaler: GradScaler | None = None
+        self.empty = False
+        self._inside = False
+        self._plain: Callable[..., Any] = lr.optimizer.step
+        lr.optimizer.__dict__["step"] = MethodType(self._step, lr.optimizer)
+
+    def _step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        if self._inside:
+            return self._plain()
+        if closure is None:
+            loss = None
+        else:
+            self.empty = False
+            with torch.enable_grad():
+                loss = closure()
+            if self.empty:
+                return loss
+        if self.learner is None:
+            return self._plain() if closure is None else self._plain(_evaluated(closure, loss))
+        fused_found = getattr(optimizer, "found_inf", None)  # a fused optimizer unscales, or skips, by itself
+        if fused_found is not None and float(fused_found) != 0:
+            return self._plain()
+        self._inside = True
+        try:
+            self.learner.step(scaler=None if fused_found is not None else self.scaler)
+        finally:
+            self._inside = False
+        return loss
+
+    def remove(self) -> None:
+        """Give the optimizer its own ``step`` back."""
+        self.lr.optimizer.__dict__.pop("step", None)
+
+
+def _evaluated(closure: Callable[[], Any], loss: Any) -> Callable[[], Any]:
+    """The closure, whose first evaluation has been made."""
+    ahead = [loss]
+    return lambda: ahead.pop() if ahead else closure()
 
 
 def warn_of_other_processes(state_dict: dict[str, Any]) -> None:

@@ -112,8 +112,8 @@ class LearnedLRTrainer(Trainer):
             loss = torch.stack(self._shares).sum()
             self._shares = []
             scheduler.lr.observe(loss)
-            if scheduler.learning_step is not None:
-                scheduler.learning_step.scaler = self.accelerator.scaler
+            if scheduler.trainer_step is not None:
+                scheduler.trainer_step.scaler = self.accelerator.scaler
         return share
 
     @staticmethod
