@@ -3,6 +3,7 @@
 import doctest
 
 import pytest
+import yaml
 
 import metastep as ms
 from metastep.schedules import model_card as card_module
@@ -84,3 +85,42 @@ def test_a_card_of_which_nothing_is_known_says_so() -> None:
     assert "Training: no record was given." in text
     assert "Transfer: not measured." in text
     assert "None was stated" in text
+
+
+HOSTILE = [
+    "a: b",
+    "- c",
+    "# d",
+    "'e'",
+    '"f"',
+    "{g: h}",
+    "&i",
+    "*j",
+    "!!python/object:os.system",
+    "null",
+    "yes",
+    "1e3",
+    "é",
+]
+
+
+def test_no_tag_breaks_or_extends_the_head() -> None:
+    text = ScheduleCard(name="x", summary="y", license="apache-2.0", tags=HOSTILE).markdown(ms.Cosine(3))
+    _, head, _ = text.split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "library_name": "metastep",
+        "license": "apache-2.0",
+        "tags": ["metastep", "learning-rate-schedule", *HOSTILE],
+    }
+
+
+@pytest.mark.parametrize("license", ["", "mit\nextra: 1", "MIT License", "a: b", "---", 3, None])
+def test_a_licence_that_is_no_name_is_refused(license: object) -> None:
+    with pytest.raises(ValueError, match="license must be a licence's name as the hub knows it"):
+        ScheduleCard(name="x", summary="y", license=license)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tags", ["word", ["a\nb: c"], [""], ["\x00"], [3], ["a\n---\n"]])
+def test_tags_that_are_no_words_are_refused(tags: object) -> None:
+    with pytest.raises(ValueError, match="tags must be a list of words"):
+        ScheduleCard(name="x", summary="y", tags=tags)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ A card is made from the schedule itself and from records of runs (the JSON objec
 ``meta-train`` and ``compare`` write), so that no figure in it is typed by hand.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -111,6 +112,9 @@ class ScheduleCard:
 
     What is not given is said to be not given; a card never claims what no record shows.
 
+    Raises:
+        ValueError: for a licence or tags that are none.
+
     Example:
         >>> card = ScheduleCard(name="mine", summary="A cosine.", limits=["It reads no loss."])
         >>> "Training: no record was given." in card.markdown(Cosine(100))
@@ -126,6 +130,18 @@ class ScheduleCard:
     limits: Sequence[str] = ()
     license: str = "mit"
     tags: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.license, str) or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is None:
+            raise ValueError(
+                f"license must be a licence's name as the hub knows it, got {self.license!r}; see its list: mit, "
+                "apache-2.0, cc-by-4.0, other."
+            )
+        tags = [] if isinstance(self.tags, str) else self.tags
+        wrong = [tag for tag in tags if not isinstance(tag, str) or not tag.strip() or not tag.isprintable()]
+        if wrong or isinstance(self.tags, str):
+            found = wrong[0] if wrong else self.tags
+            raise ValueError(f"tags must be a list of words, each printable and not empty, got {found!r}.")
 
     def markdown(self, schedule: Schedule) -> str:
         """The card of this schedule: Markdown below a head that the Hugging Face Hub reads."""
@@ -156,10 +172,18 @@ class ScheduleCard:
 
 
 def _head(license: str, tags: Sequence[str]) -> str:
+    """The YAML that the hub reads.
+
+    Raises:
+        ModuleNotFoundError: without PyYAML, which comes with the extra ``hub``.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('a card needs PyYAML: pip install "metastep[hub]".', name=error.name) from error
     names = ["metastep", "learning-rate-schedule", *tags]
-    return "\n".join(
-        ["---", "library_name: metastep", f"license: {license}", "tags:", *(f"- {t}" for t in names), "---"]
-    )
+    content = {"library_name": "metastep", "license": license, "tags": names}
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)}---"
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
