@@ -47,7 +47,7 @@ def test_a_command_on_a_full_disk_says_so_and_ends_like_an_undisturbed_one_when_
 @pytest.mark.parametrize("command", [*COMMANDS, "meta-train of two tasks"])
 def test_a_folder_below_a_file_is_refused_in_a_line(command: str, start: Callable[..., Child], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    arguments = COMMANDS.get(command, ("meta-train", "digits/mlp", "wine/mlp"))
+    arguments = COMMANDS.get(command, ("meta-train", "digits/mlp", "wine/mlp", "--steps", "20", "--every", "5"))
     child = start(*arguments, "--out", "file/out")
     assert child.end() == 2
     (line,) = child.err.strip().splitlines()

@@ -13,14 +13,20 @@ from tests.lab.bench.experiments import plan
 from tests.lab.bench.running import Child, learning_config, run_config
 
 from metastep.lab.bench.plan import ExperimentPlan
-from metastep.lab.bench.task_folder import SCHEMA, read_tasks
+from metastep.lab.bench.shared_run import begin_tasks, read_tasks
+
+
+def tasks_beside_their_runs(folder: Path) -> Any:
+    """Read ``tasks.json`` of a folder that holds the runs of which the good one tells."""
+    content = (folder / "tasks.json").read_bytes()
+    begin_tasks([learning_config(seed=seed) for seed in (0, 1)], folder)
+    (folder / "tasks.json").write_bytes(content)
+    return read_tasks(folder)
+
 
 #: The file of each, how it is read, and what a good one holds.
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "tasks.json": (
-        read_tasks,
-        json.dumps({"schema": SCHEMA, "tasks": [json.loads(learning_config(seed=seed).to_json()) for seed in (0, 1)]}),
-    ),
+    "tasks.json": (tasks_beside_their_runs, '{"schema": 2, "folders": ["00-digits-convnet", "01-digits-convnet"]}'),
     "experiment.json": (ExperimentPlan.read, plan().to_json()),
     "comparison/experiment.json": (
         lambda folder: ExperimentPlan.read(folder / "comparison"),

@@ -32,8 +32,7 @@ def run_summary(record: Record) -> Table:
 
 def tasks_table(result: dict[str, Any]) -> Table:
     """The outcome of several tasks that learned one schedule."""
-    lost = f", {result['lost_workers']} lost workers" if result["lost_workers"] else ""
-    title = f"{len(result['tasks'])} tasks, {result['rounds']} meta-updates{lost}"
+    title = f"{len(result['tasks'])} tasks, {result['outer_steps']} meta-updates"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("task", "seed", "status"):
         table.add_column(heading)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -19,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
 #: Ranks that take part: those of a process group, all (None), or this one alone (False).
 Ranks: TypeAlias = "dist.ProcessGroup | bool | None"
@@ -40,9 +42,30 @@ def check_ranks(name: str, ranks: object) -> None:
 
 def rank_count(ranks: Ranks = None) -> int:
     """The number of ranks that take part; 1 without a process group."""
-    if ranks is False or not dist.is_available() or not dist.is_initialized():
+    if ranks is False or (ranks is None and _separate) or not dist.is_available() or not dist.is_initialized():
         return 1
     return dist.get_world_size(_group(ranks))
+
+
+def all_ranks() -> Ranks:
+    """The process group of all ranks by its name, which :func:`separate_ranks` does not change; False without one."""
+    world: dist.ProcessGroup | None = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    return False if world is None else world
+
+
+#: Whether ``None`` means this rank alone.
+_separate = False
+
+
+@contextmanager
+def separate_ranks() -> Iterator[None]:
+    """Within, each rank does a work of its own: ``None`` means this rank alone, a named process group what it is."""
+    global _separate
+    before, _separate = _separate, True
+    try:
+        yield
+    finally:
+        _separate = before
 
 
 def _group(ranks: Ranks) -> dist.ProcessGroup | None:
@@ -121,6 +144,16 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """True if one of these is a DTensor."""
+    return any(map(is_sharded, tensors))
+
+
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of each tensor, the part that is here, sharing its memory and without a graph."""
+    return [local(tensor.detach()) for tensor in tensors]
+
+
 def local_gradient(parameter: Tensor) -> Tensor | None:
     """The part of ``grad`` that is here, cut as the parameter is."""
     gradient: Any = parameter.grad
@@ -186,25 +219,6 @@ def is_flattened(tensor: Tensor) -> bool:
 # ---- DistributedDataParallel
 
 
-class NoSync:
-    """Turns off the synchronisation (gradients, buffers) of DistributedDataParallel modules until it is restored."""
-
-    def __init__(self) -> None:
-        self._before: dict[Any, tuple[bool, bool]] = {}
-
-    def disable_sync(self, module: nn.Module) -> None:
-        """Turn it off for this module, if it is one of them; call it before its forward pass."""
-        if isinstance(module, nn.parallel.DistributedDataParallel) and module not in self._before:
-            self._before[module] = (module.require_backward_grad_sync, module.require_forward_param_sync)
-            module.require_backward_grad_sync = module.require_forward_param_sync = False
-
-    def restore(self) -> None:
-        """Put all of them back as they were."""
-        for module, (gradients, buffers) in self._before.items():
-            module.require_backward_grad_sync, module.require_forward_param_sync = gradients, buffers
-        self._before.clear()
-
-
 def replicated(model: nn.Module) -> nn.Module:
     """The model under DistributedDataParallel; with one rank, the model as it is."""
     return nn.parallel.DistributedDataParallel(model) if rank_count() > 1 else model
@@ -229,6 +243,18 @@ def init_process_group(backend: str, attempt: str) -> None:
     store, rank, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     own = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=own, rank=rank, world_size=count)
+
+
+def init_local_process_group(backend: str, store: Path, rank: int, count: int) -> None:
+    """Initialise the default process group of processes of this machine, which find each other by a file.
+
+    Args:
+        backend: as for :func:`init_process_group`.
+        store: the file; made by the first that comes.
+        rank: of this process.
+        count: how many processes there are.
+    """
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=count)
 
 
 def destroy_process_group() -> None:
@@ -257,6 +283,15 @@ def gather_objects(value: Any) -> list[Any]:
     values = [None] * rank_count() if current_rank() == 0 else None
     dist.gather_object(value, values)
     return values or []
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """The values of all ranks, in order, on all ranks."""
+    if rank_count() == 1:
+        return [value]
+    values: list[Any] = [None] * rank_count()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

@@ -2,17 +2,17 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
-from metastep.meta.lookahead import check_placement, copy_parameters, into_displacements, stretch, validation_slopes
-from metastep.meta.meta_optimizer import published_adam
-from metastep.meta.unroll import Window
+from metastep.meta.horizon import Window
+from metastep.meta.lookahead import LookAhead, check_loss, check_placement
+from metastep.meta.shared import SharedSchedule
 from metastep.schedules import LearnedLR
 from metastep.schedules.linearity import check_linear_in_rate
 
@@ -28,8 +28,8 @@ class MetaLearner:
 
     exactly, for every optimizer whose update is linear in its rate: u is what its step did, divided by the rate. So a
     meta-update costs one validation pass, one inner product, and one copy of the parameters. Then the real step is
-    taken at the rate of the new weights. Buffers, random streams and gradients are as without the look-ahead, the
-    schedule advances once per step, and a validation loss or slope that is not finite skips the update
+    taken at the rate of the new weights. Buffers, modes, random streams and gradients are as without the look-ahead,
+    the schedule advances once per step, and a validation loss or slope that is not finite skips the update
     (``skipped_updates``).
 
     With several ranks each takes its own validation batch, and the loss is the mean of theirs: they send it and the
@@ -38,7 +38,7 @@ class MetaLearner:
     Args:
         lr: the :class:`metastep.LearnedLR` that attaches a learned schedule to the optimizer.
         validation_loss: computes the model's loss on validation data, in training mode as published; called with the
-            parameters at the look-ahead point.
+            parameters at the look-ahead point. The modes (train or eval) of modules are put back after it.
         every: a meta-update in every ``every``-th call of :meth:`step`, >= 1.
         meta_lr: rate of the default meta-optimizer, > 0.
         meta_optimizer: any torch optimizer over ``lr.schedule.parameters()``; default Adam with weight decay 1e-4.
@@ -50,6 +50,8 @@ class MetaLearner:
         max_grad_norm: clip the meta-gradient to this norm; None does not.
         keep_gradients: True gives the training gradients back after a meta-update of ``horizon=1``, for another copy of
             the parameters at the peak of memory; by default ``grad`` is None after one, as after ``zero_grad()``.
+        shared: several ranks that each train a task of their own learn one schedule, by the mean of their
+            meta-gradients (see :class:`metastep.meta.SharedSchedule`); None: this task alone.
 
     ``last_meta_loss`` is the latest validation loss (None before), ``meta_updates`` counts updates.
 
@@ -89,6 +91,7 @@ class MetaLearner:
         first_order: bool = False,
         max_grad_norm: float | None = None,
         keep_gradients: bool = False,
+        shared: SharedSchedule | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be >= 1, got {every}; 1 learns in every step.")
@@ -104,7 +107,7 @@ class MetaLearner:
                 f"lr.schedule must have weights to learn, {type(lr.schedule).__name__} has none that require gradients."
             )
         if meta_optimizer is None:
-            meta_optimizer = published_adam(weights, meta_lr)
+            meta_optimizer = default_meta_optimizer(weights, meta_lr)
         elif not {id(p) for g in meta_optimizer.param_groups for p in g["params"]} & {id(w) for w in weights}:
             raise ValueError("meta_optimizer must hold lr.schedule.parameters(), it holds none of them.")
         self.lr = lr
@@ -112,12 +115,18 @@ class MetaLearner:
         self.every, self.horizon, self.first_order = every, horizon, first_order
         self.meta_optimizer = meta_optimizer
         self.max_grad_norm, self.keep_gradients = max_grad_norm, keep_gradients
+        self.shared, self.ranks = shared, lr.process_group
         self.last_meta_loss: float | None = None
         self.meta_updates = 0
         self.skipped_updates = 0
         self._calls = 0
         self._checked = False
         self._window: Window | None = None
+        if shared is not None and lr.rank_count > 1:
+            raise ValueError(
+                "lr must have process_group=False where each rank trains a task of its own: the losses of different "
+                "tasks are not averaged."
+            )
         if horizon > 1:
             Window.check(self.lr, first_order=first_order, every=every, horizon=horizon)
 
@@ -135,7 +144,8 @@ class MetaLearner:
         Args:
             closure: only for the exact horizon K > 1, which differentiates the training loss twice: computes this
                 batch's training loss. The learner then zeroes the gradients, calls it, runs the backward pass and
-                observes the loss; otherwise that is done before this call.
+                observes the loss; otherwise that is done before this call. It is called again at the end of the window,
+                and must then compute the same loss: bind the batch, as in ``functools.partial(loss_of, x, y)``.
             meta: learn in this very call, or not; default: by counting. Only for ``horizon=1``.
             scaler: the loop's GradScaler, whose ``step`` is then called in place of the optimizer's. Unscaling and
                 clipping before this call is fine; ``scaler.update()`` stays with the loop.
@@ -153,7 +163,8 @@ class MetaLearner:
         elif scaler is None or self._gradients_are_finite(scaler):
             self._step_and_learn(scaler)
         else:
-            scaler.step(self.lr.optimizer)  # will skip: the schedule does not advance, nothing is learned
+            scaler.step(self.lr.optimizer)  # will skip: the schedule does not advance
+            self._learn_from_others()
 
     @property
     def in_window(self) -> bool:
@@ -172,56 +183,68 @@ class MetaLearner:
             if loss is not None:
                 self.lr.commit(rate, state)
                 self.skipped_updates += 1
+            self._learn_from_others()
             return
-        parameters = self._parameters()
-        displacement = copy_parameters(parameters)
+        look_ahead = LookAhead(self._parameters(), self.ranks)
         with self.lr.override(rate):
             self._optimizer_step(scaler)
-        into_displacements(displacement, parameters)
         try:
             rate_graph, _ = self.lr.query_with_graph(loss, self.lr.state)
             loss_scale = 1.0 if scaler is None else scaler.get_scale()
-            found = validation_slopes(
-                parameters,
-                [displacement],
-                self.validation_loss,
-                loss_scale,
-                keep_gradients=self.keep_gradients,
-                ranks=self.lr.process_group,
-            )
+            found = look_ahead.slope(self.validation_loss, loss_scale, keep_gradients=self.keep_gradients)
             if self._update(found, [rate_graph]):
                 new_rate, state = self.lr.query(loss)
-                stretch(parameters, displacement, new_rate / rate)
+                look_ahead.stretch(new_rate / rate)
                 rate = new_rate
         finally:  # the step is taken, whatever becomes of the lesson
             self.lr.commit(rate, state)
 
     def _update(self, found: tuple[float, Tensor], rates: list[Tensor]) -> bool:
-        r"""Apply :math:`\sum_k (s_k / \eta_k)\, d\eta_k / d\phi` to the schedule; False if something is not finite.
+        r"""Learn from :math:`\sum_k (s_k / \eta_k)\, d\eta_k / d\phi`; False if nothing was learned.
 
         Args:
             found: the validation loss, and its slopes s along the displacements that the rates caused.
             rates: :math:`\eta`, with their graph.
         """
-        validation_loss, slopes = found
-        self.last_meta_loss = validation_loss
+        self.last_meta_loss, slopes = found
         cotangents = [
             (slope / rate.detach()).to(rate) for slope, rate in zip(slopes.to(rates[0].device), rates, strict=True)
         ]
-        if not (math.isfinite(validation_loss) and all(math.isfinite(float(c)) for c in cotangents)):
-            self.skipped_updates += 1
-            return False
+        if not (math.isfinite(self.last_meta_loss) and all(math.isfinite(float(c)) for c in cotangents)):
+            return self._learn(None)
+        gradient = torch.autograd.grad(rates, self._weights(), cotangents, allow_unused=True)
+        norm = torch.cat([part.reshape(-1) for part in gradient if part is not None]).norm()
+        return self._learn(list(gradient) if math.isfinite(float(norm)) else None)
+
+    def _learn(self, gradient: list[Tensor | None] | None, *, skipped: int = 1) -> bool:
+        """Move the schedule's weights along a meta-gradient, or along the mean of those of all tasks.
+
+        Args:
+            gradient: a part for each weight, None for one that the rates do not depend on; None as a whole if it is not
+                finite.
+            skipped: how many skipped updates None counts for.
+        """
+        weights = self._weights()
         self.meta_optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(rates, cotangents)
-        limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
-        if not math.isfinite(float(nn.utils.clip_grad_norm_(self.lr.schedule.parameters(), limit))):
-            self.meta_optimizer.zero_grad(set_to_none=True)
-            self.skipped_updates += 1
+        if gradient is None:
+            self.skipped_updates += skipped
+        if self.shared is not None:
+            gradient = self.shared.mean(gradient)
+        if gradient is None:
             return False
+        for weight, part in zip(weights, gradient, strict=True):
+            weight.grad = part
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
         self.meta_optimizer.step()
         self.lr.weights_changed()
         self.meta_updates += 1
         return True
+
+    def _learn_from_others(self) -> None:
+        """Take part in the outer step of a shared schedule in which this task has no meta-gradient."""
+        if self.shared is not None:
+            self._learn(None, skipped=0)
 
     # ---- K steps
 
@@ -236,35 +259,42 @@ class MetaLearner:
         in_window = (self._calls - 1) % self.every >= self.every - self.horizon
         if in_window and self._window is None:
             Window.check(self.lr, first_order=self.first_order, every=self.every, horizon=self.horizon)
-            self._window = Window(self.lr, self._parameters(), first_order=self.first_order)
-        if self._window is not None:
-            self._window.begin(closure)
-        if closure is not None:
-            self._backward(closure)
+            parameters = self._parameters()
+            check_placement(parameters, self.ranks)
+            self._window = Window(self.lr, parameters, first_order=self.first_order)
+        rng = self._window.begin() if self._window is not None and closure is not None else None
+        loss = None if closure is None else self._backward(closure)
         if self._window is None:
             self.lr.optimizer.step()
             return
         self._make_sure_of_linearity()
-        self._window.step()
+        self._window.step(closure, loss, rng)
         if self._calls % self.every == 0:
             window, self._window = self._window, None
             if window.rates:
                 self._update(window.slopes(self.validation_loss), window.rates)
+            else:
+                self._learn_from_others()
 
-    def _backward(self, closure: Callable[[], Tensor]) -> None:
+    def _backward(self, closure: Callable[[], Tensor]) -> Tensor:
+        """The training loss, detached, after its backward pass."""
         self.lr.optimizer.zero_grad()
-        loss = closure()
+        with torch.enable_grad():
+            loss = closure()
+        check_loss(loss, "closure")
         loss.backward()  # type: ignore[no-untyped-call]
         self.lr.observe(loss)
+        return loss.detach()
 
     # ---- small parts
 
     def _parameters(self) -> list[nn.Parameter]:
         """All that a step may move: torch's optimizers move whatever has a gradient, frozen since or not."""
         groups = self.lr.optimizer.param_groups
-        parameters = [p for group in groups for p in group["params"] if p.requires_grad or p.grad is not None]
-        check_placement(parameters, self.lr.process_group)
-        return parameters
+        return [p for group in groups for p in group["params"] if p.requires_grad or p.grad is not None]
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [weight for weight in self.lr.schedule.parameters() if weight.requires_grad]
 
     def _make_sure_of_linearity(self) -> None:
         self._checked = self._checked or check_linear_in_rate(self.lr.optimizer)
@@ -317,3 +347,17 @@ class MetaLearner:
         self.meta_updates, self.skipped_updates = state_dict["meta_updates"], state_dict["skipped_updates"]
         self.meta_optimizer.load_state_dict(copy.deepcopy(state_dict["meta_optimizer"]))
         self._window = None
+
+
+def default_meta_optimizer(weights: Sequence[nn.Parameter], meta_lr: float) -> Adam:
+    """Adam with the published weight decay, with its state from the start rather than from its first step.
+
+    ``torch.distributed.checkpoint`` loads only what is there already.
+    """
+    optimizer = Adam(weights, lr=meta_lr, weight_decay=1e-4)
+    for weight in weights:
+        zeros = {
+            key: torch.zeros_like(weight, memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")
+        }
+        optimizer.state[weight] = {"step": torch.tensor(0.0), **zeros}
+    return optimizer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metastep.core.inner import inner_product
-from metastep.core.isolation import RngStates, isolated_buffers, isolated_rng, rng_states, set_rng_states
+from metastep.core.isolation import RngStates, isolated_modules, isolated_rng, rng_states, set_rng_states
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
     AdaptiveStepOptimizer,
@@ -143,7 +143,7 @@ class Armijo(AdaptiveStepOptimizer):
         streams, self._streams = self._streams, None
 
         def loss_here() -> Any:
-            with isolated_rng(parameters), isolated_buffers(self._model):
+            with isolated_rng(parameters), isolated_modules(self._model):
                 if streams is not None:
                     set_rng_states(streams)
                 return evaluated("closure", no_grad(closure), "the loss of the step's batch")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metastep.core.distributed import rank_count
 from metastep.core.inner import inner_product
-from metastep.core.isolation import isolated_buffers, isolated_rng
+from metastep.core.isolation import isolated_modules, isolated_rng
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
     AdaptiveStepOptimizer,
@@ -245,7 +245,7 @@ class ForwardMode(AdaptiveStepOptimizer):
         """Move the rate, its own rate and the discount by the derivative of the validation loss."""
         first = self.param_groups[0]
         parameters = [p for p, state in self.state.items() if TANGENT in state and p.requires_grad]
-        with isolated_rng(parameters), isolated_buffers(self._model), torch.enable_grad():
+        with isolated_rng(parameters), isolated_modules(self._model), torch.enable_grad():
             loss = evaluated("validation_closure", validation_closure, "a validation loss")
             if not isinstance(loss, Tensor) or not loss.requires_grad:
                 raise ValueError("validation_closure must return a loss with a graph, got none; do not detach it.")

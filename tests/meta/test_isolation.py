@@ -1,4 +1,4 @@
-"""A look-ahead leaves no trace: parameters, buffers, gradients, streams and hooks are as without it."""
+"""A look-ahead is isolated: parameters, buffers, modes, gradients, streams and hooks are as without it."""
 
 import pytest
 import torch
