@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 #: Ranks that take part: those of a process group, all (None), or this one alone (False).
 Ranks: TypeAlias = "dist.ProcessGroup | bool | None"
@@ -245,12 +244,12 @@ def init_process_group(backend: str, attempt: str) -> None:
     dist.init_process_group(backend, store=own, rank=rank, world_size=count)
 
 
-def init_local_process_group(backend: str, store: Path, rank: int, count: int) -> None:
+def init_local_process_group(backend: str, store: str, rank: int, count: int) -> None:
     """Initialise the default process group of processes of this machine, which find each other by a file.
 
     Args:
         backend: as for :func:`init_process_group`.
-        store: the file; made by the first that comes.
+        store: path of the file; made by the first that comes.
         rank: of this process.
         count: how many processes there are.
     """

@@ -166,7 +166,7 @@ class LearnedLRCallback(Callback):
     def _compare(self, trainer: Trainer, steps: int) -> None:
         """Warn, once, if a run is to take another number of optimizer steps than was estimated."""
         steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-        if self._estimate is not None and abs(steps - self._estimate) > _TOLERANCE * self._estimate:
+        if self._estimate is not None and abs(steps - self._estimate) > max(1, _TOLERANCE * self._estimate):
             warnings.warn(
                 f"{type(self).__name__} was told total_steps={self._estimate} by trainer.estimated_stepping_batches, "
                 f"but the run takes about {steps}: the schedule ends too early or too late; give total_steps={steps}.",

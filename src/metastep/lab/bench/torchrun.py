@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 
@@ -67,7 +66,7 @@ def local_ranks(count: int, work: Callable[..., None], *arguments: object) -> It
 
     context = process_context(["metastep.lab.bench.shared_run"])
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder, "store")
+        store = f"{folder}/store"
         others, pipes = [], []
         for rank in range(1, count):
             here, there = context.Pipe(duplex=False)
@@ -98,7 +97,7 @@ def local_ranks(count: int, work: Callable[..., None], *arguments: object) -> It
 
 
 def _local_rank(
-    started: Any, store: Path, rank: int, count: int, work: Callable[..., None], arguments: tuple[object, ...]
+    started: Any, store: str, rank: int, count: int, work: Callable[..., None], arguments: tuple[object, ...]
 ) -> None:
     from metastep.core.distributed import destroy_process_group, init_local_process_group
     from metastep.lab.runtime.executor import leave_signals_to_parent
