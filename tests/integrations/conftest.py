@@ -1,5 +1,5 @@
-"""As in tests/meta: learned schedules whose scale is for SGD are tried over other optimizers."""
+"""Trainers are tried with every kind of optimizer, whatever the scale of the rate is made for."""
 
-from tests.meta.conftest import _rates_for_sgd
+from tests.meta.conftest import pytest_itemcollected
 
-__all__ = ["_rates_for_sgd"]
+__all__ = ["pytest_itemcollected"]
