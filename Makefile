@@ -18,7 +18,7 @@ BENCHES := $(addprefix benchmarks/,data_speed.py schedule_query.py signal_query.
 ON_CPU  := $(addprefix benchmarks/,collectives.py runner_overhead.py report_build.py start_up.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format docs bench bench-gpu demo clean
+.PHONY: help venv test lint format docs bench bench-gpu pages demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -55,6 +55,10 @@ bench: $(READY)  ## run every benchmark
 bench-gpu: $(READY)  ## run the tests marked gpu, then every benchmark on a CUDA device
 	$(BIN)/python -m pytest -m gpu
 	@set -e; for file in $(BENCHES); do echo "== $$file"; $(BIN)/python $$file --device cuda $(ARGS); done
+
+pages: $(READY)  ## make the report pages of results/ from their records, into pages/
+	@set -e; for file in $$(find results -name records.jsonl | sort); do folder=$$(dirname $$file); \
+	  $(BIN)/metastep report $$folder -o pages/$${folder#results/}/report.html; done
 
 demo: $(READY)  ## learn a schedule, compare it with its rivals, write a report; takes a few minutes
 	$(BIN)/python examples/demo.py

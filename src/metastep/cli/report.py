@@ -60,7 +60,7 @@ def show_report(
 ) -> None:
     """Write what is asked for, beside the records unless said otherwise, and say what came out.
 
-    The page of a comparison on one task gets its pictures beside its records; its table is printed, too.
+    The page of a comparison on one task gets its pictures beside it; its table is printed, too.
 
     Raises:
         FileNotFoundError: if there are no records; if a comparison is not finished it says how to resume it.
@@ -109,7 +109,7 @@ def _write(results: Results, format: Format, beside: Path, output: Path | None) 
     if format is Format.HTML:
         write_page(results, path)
         if results.one_task:
-            write_pictures(results, beside)
+            write_pictures(results, path.parent)
     else:
         write_atomically(path, as_markdown(results) if format is Format.MD else as_csv(results))
     return path
