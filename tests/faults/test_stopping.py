@@ -1,7 +1,14 @@
 """SIGTERM ends a command after its step, saved, with exit code 0; a folder serves one command at a time."""
 
+import contextlib
+import fcntl
 import os
+import pty
+import select
 import signal
+import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +49,50 @@ def test_sigterm_saves_and_exits_0_and_the_rest_is_as_ever(
         assert CheckpointFile(path).load()[0]["trainer"]["steps"] >= logged
     assert start(command, "--resume", "out").end() == 0
     assert differences(weights_and_records(command, out), weights_and_records(command, undisturbed(command))) == []
+
+
+def test_a_connection_that_closes_stops_a_run_like_sigterm(
+    undisturbed: Callable[[str], Path], start: Callable[..., Child], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    child = start(*COMMANDS["train"], "--out", "out")
+    begun(child)
+    child.signal(signal.SIGHUP)
+    assert child.end() == 0, child.err
+    assert child.err.splitlines()[-1].startswith("stopped; ")
+    assert start("train", "--resume", "out").end() == 0
+    assert differences(weights_and_records("train", out), weights_and_records("train", undisturbed("train"))) == []
+
+
+def test_a_terminal_that_closes_leaves_a_run_saved(tmp_path: Path) -> None:
+    """With the terminal goes everything that the run could write to."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "metastep", *COMMANDS["train"], "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env={**os.environ, "METASTEP_CACHE": str(tmp_path / "cache")},
+    )
+    os.close(theirs)
+    try:
+        os.set_blocking(ours, False)
+        while process.poll() is None and not any(tmp_path.rglob("checkpoint.previous.pt")):
+            select.select([ours], [], [], 0.05)
+            with contextlib.suppress(BlockingIOError):
+                os.read(ours, 65536)
+        os.close(ours)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+    state, note = CheckpointFile(tmp_path / "out" / "checkpoint.pt").load()
+    logged = max(entry["step"] for entry in read_entries(tmp_path / "out" / "metrics.jsonl"))
+    assert note is None
+    assert state["trainer"]["steps"] >= logged
+    assert not (tmp_path / "out" / "record.json").exists()
 
 
 JOBS = {

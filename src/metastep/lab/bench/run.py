@@ -241,6 +241,7 @@ class Run:
                 Progress(step=step, total_steps=total, loss=loss, lr=lr, valid=self._valid, meta_loss=meta_loss)
             )
         if self._writes and step in self._snapshots():
+            self._folder.check()
             save_schedule(trainer.lr.schedule, self._snapshot(step))
         if rank_zero_decides(self._checkpoint_due) and step < config.total_steps:
             self._save(log)
