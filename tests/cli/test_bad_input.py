@@ -123,7 +123,7 @@ def test_a_folder_with_results_is_not_written_over(metastep, tmp_path: Path) -> 
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for command in ("train", "meta-train", "compare"):
         refused(
-            metastep(command, *DIGITS[1:], "--out", "run"), "out must be a new folder", "go on with it by --resume run"
+            metastep(command, *DIGITS[1:], "--out", "run"), "out must be a new folder", "resume it with --resume run"
         )
         refused(metastep(command, *DIGITS[1:], "--out", "cmp"), "out must be a new folder, cmp holds a comparison")
     refused(metastep("train", "--resume", "cmp"), "it holds a comparison or an experiment: metastep compare")

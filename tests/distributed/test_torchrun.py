@@ -87,7 +87,7 @@ def test_another_number_of_processes_is_refused_in_one_line(tmp_path: Path) -> N
     done = metastep("meta-train", "--resume", str(folder))
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: the checkpoint is of a run on 2 processes, this is one on 1; go on with torchrun")
+    assert line.startswith("error: the checkpoint is of a run on 2 processes, this is one on 1; resume with torchrun")
 
 
 def test_torchrun_without_a_folder_is_refused() -> None:

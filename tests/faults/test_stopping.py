@@ -43,7 +43,7 @@ def test_sigterm_saves_and_exits_0_and_the_rest_is_as_ever(
     begun(child)
     child.signal(signal.SIGTERM)
     assert child.end() == 0, child.err
-    assert child.err.splitlines()[-1] == f"stopped; go on with: metastep {command} --resume out"
+    assert child.err.splitlines()[-1] == f"stopped; resume with: metastep {command} --resume out"
     for path in checkpoints(out):  # nothing that was logged is lost
         logged = max((entry["step"] for entry in read_entries(path.with_name("metrics.jsonl"))), default=0)
         assert CheckpointFile(path).load()[0]["trainer"]["steps"] >= logged
@@ -113,7 +113,7 @@ def test_sigterm_to_all_processes_of_a_job_does_the_same(
     for process in (child.process.pid, *workers):
         os.kill(process, signal.SIGTERM)
     assert child.end() == 0, child.err
-    assert child.err.splitlines()[-1] == f"stopped; go on with: metastep {command} --resume out"
+    assert child.err.splitlines()[-1] == f"stopped; resume with: metastep {command} --resume out"
     assert start(command, "--resume", "out").end() == 0
     if command == "compare":
         assert differences(weights_and_records(command, out), weights_and_records(command, undisturbed(command))) == []

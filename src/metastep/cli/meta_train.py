@@ -12,8 +12,8 @@ import typer
 
 from metastep.cli import options as o
 from metastep.cli.display import note, run_bar, say, show, stop_notice
-from metastep.cli.running import execute_run
 from metastep.cli.tables import tasks_table
+from metastep.cli.train import execute_run
 from metastep.lab.bench.torchrun import is_rank_zero, local_ranks, process_group, under_torchrun
 
 if TYPE_CHECKING:

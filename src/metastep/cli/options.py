@@ -159,7 +159,7 @@ class Stopped(Exception):
     """Ended before its end, by a signal; the text says how to go on."""
 
     def __init__(self, resume: str, code: int) -> None:
-        super().__init__(f"stopped; go on with: {resume}")
+        super().__init__(f"stopped; resume with: {resume}")
         self.code = code
 
 
@@ -236,7 +236,7 @@ def new_folder(out: Path | None, what: str) -> Path:
     }
     for file, kind in kinds.items():
         if (out / file).exists():
-            raise ValueError(f"out must be a new folder, {out} holds {kind}; go on with it by --resume {out}.")
+            raise ValueError(f"out must be a new folder, {out} holds {kind}; resume it with --resume {out}.")
     return out
 
 

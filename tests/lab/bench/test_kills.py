@@ -93,7 +93,7 @@ def test_a_signal_stops_a_run_cleanly_and_says_how_to_go_on(start, undisturbed, 
     wait_for(child, (tmp_path / "run" / "checkpoint.pt").exists)
     child.signal(number)
     assert child.end() == code, child.err
-    assert child.err.splitlines()[-1] == "stopped; go on with: metastep meta-train --resume run"
+    assert child.err.splitlines()[-1] == "stopped; resume with: metastep meta-train --resume run"
     assert child.out == ""
     assert 7 <= steps_kept(tmp_path / "run") < 60
     assert start("meta-train", "--resume", "run").end() == 0
@@ -121,7 +121,7 @@ def test_an_interrupted_comparison_ends_like_one_that_was_not(start, undisturbed
     code = child.end()
     if number != signal.SIGKILL:
         assert code == (130 if number == signal.SIGINT else 0), child.err
-        assert child.err.splitlines()[-1] == "stopped; go on with: metastep compare --resume cmp"
+        assert child.err.splitlines()[-1] == "stopped; resume with: metastep compare --resume cmp"
     finished = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/record.json")}
     resumed = start("compare", "--resume", "cmp", "--workers", str(workers))
     while resumed.end() == 2 and "in use" in resumed.err:  # workers of the killed one are still going down

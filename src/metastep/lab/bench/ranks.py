@@ -38,7 +38,7 @@ def with_rank_state(state: dict[str, Any], parts: list[dict[str, Any]]) -> dict[
     if len(parts) != rank_count():
         raise ValueError(
             f"the checkpoint is of a run on {len(parts)} process{'es' * (len(parts) > 1)}, this is one on "
-            f"{rank_count()}; go on with torchrun --nproc-per-node {len(parts)} (or as many on several machines)."
+            f"{rank_count()}; resume with torchrun --nproc-per-node {len(parts)} (or as many on several machines)."
         )
     return {**state, **parts[current_rank()]}
 
