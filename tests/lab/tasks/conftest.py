@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 
 from metastep.lab.tasks import MissingData, load_task
@@ -13,11 +15,12 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def load():
-    """`load_task` that skips the test, naming the task, where the task's files are absent."""
+    """`load_task` that skips the test, naming the task, where the task's files are absent; read once, tasks are frozen."""
+    read = cache(load_task)
 
     def load_or_skip(name, **options):
         try:
-            return load_task(name, **options)
+            return read(name, **options)
         except MissingData as missing:
             pytest.skip(f"{name}: {missing}")
 
