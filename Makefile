@@ -1,6 +1,7 @@
 # Everything a developer runs. `make` alone lists the targets.
 #
 #   make test ARGS="-k cosine -x"       options for pytest, ruff or a benchmark go into ARGS
+#   make test WORKERS=8                 processes that run tests, by default one for each core
 #   make venv PYTHON=python3.12         another Python
 #   make venv TORCH="torch==2.13.0 --index-url URL"   another build of torch (CUDA, ROCm, CPU only)
 #
@@ -11,14 +12,18 @@ TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+WORKERS ?= auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY   := $(VENV)/.ready
 BENCHES := $(addprefix benchmarks/,data_speed.py schedule_query.py signal_query.py meta_step.py optim_step.py)
 ON_CPU  := $(addprefix benchmarks/,collectives.py runner_overhead.py report_build.py start_up.py)
 
+FAST    := tests/core tests/schedules tests/meta tests/optim tests/test_architecture.py tests/test_files.py \
+           tests/test_house_rules.py
+
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format docs bench bench-gpu pages demo clean
+.PHONY: help venv test test-fast test-slow lint format docs bench bench-gpu pages demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,8 +39,16 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-test: $(READY)  ## run the tests (ARGS="-k name -x")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+# A file's tests stay together (loadfile), so that what a file prepares is prepared once. tests/conftest.py names the slow
+# files; they start and kill processes, and are run one after the other.
+test: $(READY)  ## run the tests but for the slow ones, on WORKERS processes (ARGS="-k name -x")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+
+test-fast: $(READY)  ## run the tests of the library alone, in a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(FAST) $(ARGS)
+
+test-slow: $(READY)  ## run the slow tests: kills, full disks, Ray, processes of torch.distributed, wheels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(READY)  ## check style, format and types
 	$(BIN)/ruff check

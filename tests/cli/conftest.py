@@ -28,7 +28,6 @@ class Result(NamedTuple):
 def metastep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable[..., Result]]:
     """Run ``metastep ARGUMENTS`` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("METASTEP_CACHE", str(tmp_path / ".cache"))
     monkeypatch.delenv("METASTEP_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     threads = torch.get_num_threads()

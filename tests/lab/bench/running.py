@@ -132,7 +132,6 @@ class Child:
 
 def _metastep(folder: str, arguments: tuple[str, ...], dies_at: int | None) -> None:
     os.chdir(folder)
-    os.environ["METASTEP_CACHE"] = str(Path(folder) / "cache")
     with open("stdout", "w") as out, open("stderr", "w") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)

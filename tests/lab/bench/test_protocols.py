@@ -12,13 +12,6 @@ from metastep.lab.tasks.table import recipe_of
 from metastep.schedules import MLRSNet
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METASTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def published(name: str, **options):
     """The protocol, or a skip that names the task."""
     try:

@@ -5,17 +5,9 @@ import pytest
 from metastep.lab.tasks import MissingData, load_task
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Decoded images go to a folder of this test run, never to the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METASTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def load():
-    """`load_task` that skips the test, naming the task, where the task's files are absent; read once, tasks are frozen."""
+    """`load_task` that skips the test, naming the task, where its files are absent; each is read once, they are frozen."""
     read = cache(load_task)
 
     def load_or_skip(name, **options):
