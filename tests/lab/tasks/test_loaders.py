@@ -166,7 +166,7 @@ def test_an_idx_pair_gives_grey_images_and_their_labels(tmp_path):
         ("x", idx(np.zeros(4, np.uint8))[:-1], r"must hold \(4,\) bytes after its header, got 3"),
         ("x", idx(np.zeros(4, np.uint8)) + b"\0", r"must hold \(4,\) bytes after its header, got 5"),
         ("x.gz", b"no gzip", "must be a gzip file, got a broken one"),
-        ("x.gz", gzip.compress(idx(np.zeros(400, np.uint8)))[:-9], "must be a gzip file, got a broken one"),
+        ("x.gz", gzip.compress(idx(np.zeros(400, np.uint8)), mtime=0)[:-9], "must be a gzip file, got a broken one"),
     ],
 )
 def test_damaged_idx_files_are_named(tmp_path, name, content, message):
