@@ -7,7 +7,7 @@ from metastep.lab.tasks import MissingData, load_task
 
 @pytest.fixture(scope="session")
 def load():
-    """`load_task` that skips the test, naming the task, where its files are absent; each is read once, they are frozen."""
+    """`load_task` that skips the test, naming the task, where its files are absent; it reads each task once."""
     read = cache(load_task)
 
     def load_or_skip(name, **options):
