@@ -5,6 +5,6 @@
 
 A new page needs a line in the navigation of ``mkdocs.yml``. Its Python runs in tests/docs as it stands, unless a
 comment before the block says what it needs: ``<!-- needs: gpu -->``. ``<!-- names: metastep.room -->`` becomes the
-entries of all public names of that module. ``$x$`` and ``$$`` are equations. Links may leave ``docs/`` for any file of
-the repository.
+entries of all public names of that module, ``<!-- table: metastep.room.module -->`` what its ``table()`` returns.
+``$x$`` and ``$$`` are equations. Links may leave ``docs/`` for any file of the repository.
 """

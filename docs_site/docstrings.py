@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
 
 import griffe
@@ -42,7 +43,14 @@ def to_markdown(text: str) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites every docstring that is collected."""
+    """Rewrites every docstring that is collected, and gives the package the names that it offers when it runs."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Runs once: the public names follow from registries, which are not read from the source."""
+        package = import_module("metastep")
+        for name in sorted(_PUBLIC - pkg.members.keys()) if pkg.name == "metastep" else ():
+            target = f"{getattr(package, name).__module__}.{name}"
+            pkg.set_member(name, griffe.Alias(name, target, parent=pkg))
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Runs on modules, classes, functions and attributes alike."""

@@ -10,6 +10,7 @@ import ast
 import os
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 #: The target of a Markdown link or picture, but for addresses, anchors of the page itself and code in backticks.
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 _NAMES = re.compile(r"<!-- names: (metastep[\w.]*) -->")
+_TABLE = re.compile(r"<!-- table: (metastep[\w.]*) -->")
 _CODE = re.compile(r"(^```.*?^```$|^~~~.*?^~~~$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 
 
@@ -34,12 +36,11 @@ def outside_code(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def public_names(module: str, root: Path = ROOT) -> list[str]:
-    """What a module offers: its ``__all__``, or the classes and functions that it defines, without importing it."""
+    """What a module offers: its ``__all__``, or the classes and functions that it defines."""
+    if root == ROOT and (offered := getattr(import_module(module), "__all__", None)) is not None:
+        return [name for name in offered if not name.startswith("__")]
     path = root / "src" / Path(*module.split("."))
     tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["__all__"]:
-            return [name for name in ast.literal_eval(node.value) if not name.startswith("__")]
     defined = (node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
     return [node.name for node in defined if not node.name.startswith("_")]
 
@@ -109,6 +110,7 @@ class Stage:
             return Path(os.path.relpath(staged, place.parent)).as_posix() + (link[2] or "")
 
         text = _NAMES.sub(lambda found: entries(found[1], self.root), text)
+        text = _TABLE.sub(lambda found: str(import_module(found[1]).table()), text)
         pieces = (_LINK.sub(bend, piece) if prose else piece for prose, piece in outside_code(text))
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("".join(pieces), "utf-8")
