@@ -1,9 +1,9 @@
-"""What agreeing costs on two processes: time and bytes of a step, beside the plain step under DDP or FSDP2.
+"""What the synchronisation of two ranks costs: time and bytes of a step, beside the plain step under DDP or FSDP2.
 
     python benchmarks/collectives.py [--rounds 40] [--ranks 2] [--json FILE]
 
 All cases take turns in one run. A case's time is that of a whole step, forward and backward pass included; its bytes
-are those that one rank puts into messages beyond the plain step's. "alone" is a LearnedLR that asks no other rank; a
+are those that one rank puts into messages beyond the plain step's. "alone" is a LearnedLR of this rank alone; a
 meta-step, taken in every step here, has a validation pass in it.
 """
 

@@ -43,7 +43,7 @@ def main(folder: str = "accelerate_digits", path: str | None = None) -> list[tup
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()  # writes the rate first, in the last micro-batch of a window
                 optimizer.zero_grad()
-        accelerator.save_state(folder)  # the rate's state, too; accelerator.load_state(folder) goes on, bit for bit
+        accelerator.save_state(folder)  # the rate's state, too; accelerator.load_state(folder) resumes bit for bit
         history.append((loss.item(), lr.get_last_lr()[0]))
         accelerator.print(f"epoch {epoch}  loss {history[-1][0]:.3f}  rate {history[-1][1]:.4f}  steps {lr.steps}")
     return history

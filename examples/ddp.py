@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 --max-restarts 3 examples/ddp.py [FOLDER]
 
 Each process takes its rows of every batch. The learning rate follows the mean of all their losses, and a meta-step
-sends a loss and a slope. The first process writes a checkpoint; if torchrun starts all again, they go on from it.
+sends a loss and a slope. The first process writes a checkpoint; if torchrun starts all again, they resume from it.
 """
 
 import os

@@ -55,7 +55,7 @@ def main(folder: str = "transformers_gpt2", path: str | None = None) -> list[dic
         train_dataset=passages(),
         optimizers=(optimizer, AsScheduler(lr)),
     )
-    trainer.train()  # trainer.train(resume_from_checkpoint=True) goes on, bit for bit
+    trainer.train()  # trainer.train(resume_from_checkpoint=True) resumes bit for bit
     return [entry for entry in trainer.state.log_history if "learning_rate" in entry]
 
 

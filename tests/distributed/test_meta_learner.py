@@ -160,7 +160,7 @@ def test_of_sharded_parameters_only_the_backward_pass_sends_more(found: list[dic
 
 
 @pytest.mark.parametrize("how", ["ddp", "static", "unused"])
-def test_ddp_is_quiet_in_the_look_ahead_and_trains_on_after_it(found: list[dict[str, Any]], how: str) -> None:
+def test_ddp_sends_nothing_in_the_look_ahead_and_trains_on_after_it(found: list[dict[str, Any]], how: str) -> None:
     gradient = 4 * sum(p.numel() for p in WithBuffers().parameters())
     for rank in found:
         for backward, step in rank[how]["steps"]:

@@ -12,6 +12,7 @@ import torch
 from tests.distributed import killed
 
 from metastep.lab.runtime.folder import CheckpointFile
+from metastep.schedules import load_schedule
 
 #: 33 rows are 16 and 17 for two processes, and the last batch of an epoch is smaller.
 RUN = ["meta-train", "digits/mlp", "--steps", "24", "--batch-size", "33", "--every", "4", "--set", "checkpoint_every=5"]
@@ -94,3 +95,29 @@ def test_torchrun_without_a_folder_is_refused() -> None:
     done = torchrun("train", "digits/mlp", "--steps", "2", processes=1)
     assert done.returncode != 0
     assert "error: out must be given under torchrun" in done.stderr
+
+
+TASKS = [
+    *("meta-train", "wine/mlp", "digits/mlp", "--steps", "24", "--batch-size", "8", "--every", "4"),
+    *("--hidden-size", "4"),
+    *(f"--set={setting}" for setting in ("train_size=60", "inner_valid=20", "outer_valid=20", "checkpoint_every=5")),
+]
+
+
+def test_two_tasks_restarted_after_a_kill_learn_what_local_ranks_learn(tmp_path: Path) -> None:
+    kill = {"KILL_RANK": "1", "KILL_STEP": "13", "KILL_MARK": str(tmp_path / "mark")}
+    done = torchrun(*TASKS, "--out", str(tmp_path / "there"), restarts=2, **kill)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mark").exists()
+    assert done.stdout.count("folder:") == 1
+    here = metastep(*TASKS, "--set", "threads=1", "--out", str(tmp_path / "here"))
+    assert here.returncode == 0, here.stderr
+    learned = [load_schedule(tmp_path / name / "schedule.safetensors").state_dict() for name in ("there", "here")]
+    assert all(torch.equal(weight, learned[1][name]) for name, weight in learned[0].items())
+
+
+def test_another_number_of_ranks_than_of_tasks_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = torchrun(*TASKS, "--out", str(tmp_path / "out"), processes=1)
+    assert done.returncode != 0
+    assert "error: ranks must be as many as tasks, got 1 for 2; run torchrun --nproc-per-node 2" in done.stderr
+    assert not (tmp_path / "out" / "tasks.json").exists()

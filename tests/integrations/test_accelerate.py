@@ -80,7 +80,7 @@ def anew_state() -> None:
     GradientState._reset_state()
 
 
-# ---- the loss and the ticks
+# ---- the loss and the steps
 
 
 def test_the_schedule_reads_each_steps_own_loss() -> None:

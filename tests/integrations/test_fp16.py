@@ -108,7 +108,7 @@ def test_a_trainer_gives_the_rates_of_float32(trainer: Any, kind: str, tmp_path:
 
 
 @TRAINERS
-def test_a_trainers_overflow_ticks_nothing_and_its_loss_counts_in_the_next_step(trainer: Any, tmp_path: Path) -> None:
+def test_an_overflow_does_not_advance_the_schedule_and_its_loss_counts_next(trainer: Any, tmp_path: Path) -> None:
     schedule = Noting()
     run = trainer("learned", tmp_path, schedule=schedule, overflows=True)
     skipped = 6 - len(run.used)

@@ -57,7 +57,7 @@ def test_a_shorter_last_window_is_averaged_over_what_it_has(tmp_path: Path) -> N
     assert schedule.losses[1] == pytest.approx(sum(module.losses[4:]) / 2, rel=1e-6)
 
 
-def test_under_float16_the_loss_is_unscaled_and_a_skipped_step_ticks_nothing(tmp_path: Path) -> None:
+def test_under_float16_the_loss_is_unscaled_and_a_skipped_step_does_not_advance_the_schedule(tmp_path: Path) -> None:
     class Overflowing(Digits):
         def on_after_backward(self):
             if len(self.losses) == 3:

@@ -59,7 +59,7 @@ def test_four_micro_batches_give_the_rates_of_the_whole_batch(scale: float | Non
     assert schedule.losses[0] == pytest.approx(sum(parts.losses[:4]) / 4)
 
 
-def test_a_skipped_step_ticks_nothing_and_its_losses_count_in_the_next() -> None:
+def test_a_skipped_step_does_not_advance_the_schedule_and_its_losses_count_in_the_next() -> None:
     schedule = Noting()
     loop = Loop(schedule, scale=2.0**20).train(8)  # overflows until it has been halved often enough
     assert 0 < loop.lr.steps == len(loop.used) < 8

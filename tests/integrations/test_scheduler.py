@@ -150,7 +150,7 @@ def test_a_step_that_the_scaler_skips_learns_nothing(options) -> None:
     assert loop.learner.meta_updates == loop.lr.steps == 3
 
 
-def test_the_validation_pass_is_scaled_and_its_lesson_is_not() -> None:
+def test_the_validation_pass_is_scaled_and_its_meta_gradient_is_not() -> None:
     seen, meta = [], []
     for scale in (1.0, 2.0**10):
         loop = Loop(every=1)

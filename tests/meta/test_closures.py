@@ -51,7 +51,7 @@ def test_a_closure_that_reads_the_batch_of_the_loop_is_refused(optimizer: str, d
     assert learner.meta_updates == 0
     assert all(torch.equal(a, b) for a, b in zip(weights, learner.lr.schedule.parameters(), strict=True))
     other, as_it_should_be, batches = prepared(OPTIMIZERS[optimizer], dtype, rows=2)
-    steps(other, as_it_should_be, batches)  # whose lesson changes the schedule alone
+    steps(other, as_it_should_be, batches)  # whose update changes the schedule alone
     assert as_it_should_be.meta_updates == 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 

@@ -30,7 +30,7 @@ def test_parameters_buffers_gradients_streams_and_rates_are_as_without_the_look_
             assert torch.equal(torch.as_tensor(run.optimizer.state[p][key]), torch.as_tensor(value))
 
 
-def test_a_real_lesson_changes_the_rate_of_the_same_step_and_its_displacement_alone() -> None:
+def test_a_real_update_changes_the_rate_of_the_same_step_and_its_displacement_alone() -> None:
     plain, plain_lr = attached(OPTIMIZERS["momentum"])
     ((expected,),) = train(plain, plain_lr, plain.optimizer.step, range(1))
     run, lr = attached(OPTIMIZERS["momentum"])
@@ -110,7 +110,7 @@ def test_buffers_that_are_replaced_come_back_too() -> None:
     assert (model.replaced, model.written) == (3, 3)
 
 
-def test_a_failing_validation_pass_leaves_a_whole_step_and_no_trace() -> None:
+def test_a_failing_validation_pass_leaves_a_whole_step_and_nothing_else() -> None:
     plain, plain_lr = attached(OPTIMIZERS["adam"])
     expected = train(plain, plain_lr, plain.optimizer.step, range(2))
     run, lr = attached(OPTIMIZERS["adam"])
@@ -152,17 +152,17 @@ def test_frozen_unused_and_late_parameters_are_left_to_the_optimizer() -> None:
         lr.observe(loss)
 
     weights, _, lr = build()
-    twin, twin_optimizer, twin_lr = build()
+    reference, reference_optimizer, reference_lr = build()
     learner = ms.MetaLearner(lr, lambda: (weights["used"] - 1).square().sum(), every=1, meta_lr=0.1)
     for _ in range(3):
         backward(weights, lr)
-        backward(twin, twin_lr)
+        backward(reference, reference_lr)
         learner.step()
-        twin_lr.schedule.load_state_dict(lr.schedule.state_dict())  # the rate of the lesson
-        twin_optimizer.step()
-    assert lr.get_last_lr() == pytest.approx(twin_lr.get_last_lr(), rel=1e-12)
+        reference_lr.schedule.load_state_dict(lr.schedule.state_dict())  # the rate after the update
+        reference_optimizer.step()
+    assert lr.get_last_lr() == pytest.approx(reference_lr.get_last_lr(), rel=1e-12)
     for name in weights:
-        torch.testing.assert_close(weights[name], twin[name], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(weights[name], reference[name], rtol=1e-12, atol=1e-14)
     assert learner.meta_updates == 3
 
 
@@ -181,7 +181,7 @@ def test_a_model_in_low_precision_learns() -> None:
     torch.testing.assert_close(weight, start - lr.get_last_lr()[0] * weight.grad, rtol=2e-2, atol=1e-3)
 
 
-def test_a_network_in_channels_last_has_the_same_lesson() -> None:
+def test_a_network_in_channels_last_has_the_same_update() -> None:
     weights = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)

@@ -17,7 +17,7 @@ import metastep as ms
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_validation_loss_that_is_not_finite_skips_the_lesson_not_the_step(value: float) -> None:
+def test_a_validation_loss_that_is_not_finite_skips_the_update_and_not_the_step(value: float) -> None:
     plain, plain_lr = attached(OPTIMIZERS["adam"])
     expected = train(plain, plain_lr, plain.optimizer.step, range(3))
     run, lr = attached(OPTIMIZERS["adam"])
@@ -29,7 +29,7 @@ def test_a_validation_loss_that_is_not_finite_skips_the_lesson_not_the_step(valu
     assert all(torch.equal(before[name], weight) for name, weight in lr.schedule.state_dict().items())
 
 
-def test_a_slope_that_is_not_finite_skips_the_lesson() -> None:
+def test_a_slope_that_is_not_finite_skips_the_update() -> None:
     run, lr = attached(OPTIMIZERS["adam"])
     weight = run.model[0].weight
     learner = ms.MetaLearner(lr, lambda: (weight - weight.detach()).abs().sqrt().sum(), every=1)  # 0, with slope inf
@@ -50,7 +50,7 @@ def test_before_any_finite_training_loss_the_step_is_taken_at_the_initial_rate()
 
 @pytest.mark.parametrize("unscaled", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_under_amp_the_lesson_is_that_of_unscaled_gradients_and_skips_are_skips(fused: bool, unscaled: bool) -> None:
+def test_under_amp_the_update_is_that_of_unscaled_gradients_and_skips_are_skips(fused: bool, unscaled: bool) -> None:
     make = lambda p: torch.optim.SGD(p, lr=0.05, fused=fused)  # noqa: E731
     plain, plain_lr = attached(make)
     plain_learner = learning(plain, plain_lr, every=1)
@@ -84,7 +84,7 @@ def test_under_amp_the_lesson_is_that_of_unscaled_gradients_and_skips_are_skips(
 # ---- memory
 
 
-def test_many_lessons_leave_no_tensor_and_no_graph_behind() -> None:
+def test_many_updates_leave_no_tensor_and_no_graph_behind() -> None:
     run, lr = attached(OPTIMIZERS["adam"])
     learner = learning(run, lr, every=1)
 
@@ -99,7 +99,7 @@ def test_many_lessons_leave_no_tensor_and_no_graph_behind() -> None:
     assert lr.state.grad_fn is None
 
 
-def test_the_validation_graph_is_freed_with_the_lesson() -> None:
+def test_the_validation_graph_is_freed_with_the_update() -> None:
     run, lr = attached(OPTIMIZERS["adam"])
     kept = []
 
@@ -117,7 +117,7 @@ def test_the_validation_graph_is_freed_with_the_lesson() -> None:
 # ---- counting and arguments
 
 
-def test_it_learns_in_every_nth_call_unless_told_otherwise() -> None:
+def test_it_learns_in_every_nth_call_unless_it_is_asked_otherwise() -> None:
     run, lr = attached(OPTIMIZERS["adam"])
     learner = learning(run, lr, every=3)
     updates = []

@@ -113,12 +113,12 @@ class Job:
 def test_a_deep_copy_goes_its_own_way() -> None:
     job = Job()
     train(job.run, job.lr, job.learner, range(5))
-    twin = copy.deepcopy(job)
+    reference = copy.deepcopy(job)
     stream = torch.random.get_rng_state()
     expected = train(job.run, job.lr, job.learner, range(5, 10))
     torch.random.set_rng_state(stream)
-    assert train(twin.run, twin.lr, twin.learner, range(5, 10)) == expected
-    assert not set(map(id, twin.lr.schedule.parameters())) & set(map(id, job.lr.schedule.parameters()))
+    assert train(reference.run, reference.lr, reference.learner, range(5, 10)) == expected
+    assert not set(map(id, reference.lr.schedule.parameters())) & set(map(id, job.lr.schedule.parameters()))
 
 
 COMPILED = """

@@ -60,14 +60,14 @@ def test_one_step_meta_gradient_equals_autograd_through_the_step(network: str, o
     model, opt, lr, learner, batches = prepared(network, optimizer, every=1)
     before = [w.detach().clone() for w in lr.schedule.parameters()]
 
-    twin, twin_opt = copy.deepcopy((model, opt))
+    reference, reference_opt = copy.deepcopy((model, opt))
     rng = torch.random.get_rng_state()
-    loss = loss_of(twin, batches[5]).item()
+    loss = loss_of(reference, batches[5]).item()
     torch.random.set_rng_state(rng)
     rate, _ = lr.query_with_graph(loss, lr.state)
     expected = unrolled(
-        twin,
-        twin_opt,
+        reference,
+        reference_opt,
         [lambda m: loss_of(m, batches[5])],
         lambda m: loss_of(m, batches[7]),
         [rate],
@@ -95,12 +95,12 @@ def test_muon_too_is_read_off_from_its_step() -> None:
     meta = torch.optim.SGD(lr.schedule.parameters(), lr=1.0)
     learner = ms.MetaLearner(lr, lambda: loss_of(model, batches[7]), every=1, meta_optimizer=meta)
     before = [w.detach().clone() for w in lr.schedule.parameters()]
-    twin, twin_opt = copy.deepcopy((model, opt))
-    rate, _ = lr.query_with_graph(loss_of(twin, batches[5]).item(), lr.state)
+    reference, reference_opt = copy.deepcopy((model, opt))
+    rate, _ = lr.query_with_graph(loss_of(reference, batches[5]).item(), lr.state)
     # Newton-Schulz runs in bfloat16: its derivative is neither needed nor taken, so the graph is cut at the gradient
     expected = unrolled(
-        twin,
-        twin_opt,
+        reference,
+        reference_opt,
         [lambda m: loss_of(m, batches[5])],
         lambda m: loss_of(m, batches[7]),
         [rate],
@@ -120,28 +120,28 @@ def test_exact_horizon_equals_unrolled_autograd(network: str, optimizer: str) ->
     before = [w.detach().clone() for w in lr.schedule.parameters()]
     learner.step(lambda: loss_of(model, batches[0]))  # outside the window
 
-    twin, twin_opt = copy.deepcopy((model, opt))
+    reference, reference_opt = copy.deepcopy((model, opt))
     rng = torch.random.get_rng_state()
     state, rates = lr.state, []
-    twin_lr = copy.deepcopy(lr)
+    reference_lr = copy.deepcopy(lr)
     walker, walker_opt = copy.deepcopy((model, opt))  # finds the losses of the K steps
     for k in range(horizon):
         loss = loss_of(walker, batches[1 + k])
         walker_opt.zero_grad()
         loss.backward()
-        rate, state = twin_lr.query_with_graph(loss.item(), state)
+        rate, state = reference_lr.query_with_graph(loss.item(), state)
         rates.append(rate)
         for group in walker_opt.param_groups:
             group["lr"] = rate.item()
         walker_opt.step()
     torch.random.set_rng_state(rng)
     expected = unrolled(
-        twin,
-        twin_opt,
+        reference,
+        reference_opt,
         [lambda m, k=k: loss_of(m, batches[1 + k]) for k in range(horizon)],
         lambda m: loss_of(m, batches[7]),
         rates,
-        list(twin_lr.schedule.parameters()),
+        list(reference_lr.schedule.parameters()),
     )
 
     torch.random.set_rng_state(rng)
@@ -159,10 +159,10 @@ def test_first_order_horizon_is_the_slope_along_the_directions_taken() -> None:
     before = [w.detach().clone() for w in lr.schedule.parameters()]
     weights = list(lr.schedule.parameters())
     state, rates, points = lr.state, [], [[p.detach().clone() for p in model.parameters()]]
-    twin_lr = copy.deepcopy(lr)
+    reference_lr = copy.deepcopy(lr)
     for k in range(horizon):
         loss = train_step(model, opt, lr, batches[1 + k])
-        rate, state = twin_lr.query_with_graph(loss.item(), state)
+        rate, state = reference_lr.query_with_graph(loss.item(), state)
         rates.append(rate)
         rng = torch.random.get_rng_state()
         learner.step()
@@ -173,6 +173,6 @@ def test_first_order_horizon_is_the_slope_along_the_directions_taken() -> None:
         sum((g * (b - a)).sum() for g, a, b in zip(gradient, points[k], points[k + 1], strict=True)) / rates[k].detach()
         for k in range(horizon)
     ]
-    expected = torch.autograd.grad(rates, list(twin_lr.schedule.parameters()), slopes)
+    expected = torch.autograd.grad(rates, list(reference_lr.schedule.parameters()), slopes)
     found = [b - w.detach() for b, w in zip(before, weights, strict=True)]
     assert relative_error(found, list(expected)) < 1e-10

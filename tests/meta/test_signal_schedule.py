@@ -39,14 +39,14 @@ def learner_of(model, lr, batches, **options) -> ms.MetaLearner:
 
 def test_one_step_meta_gradient_equals_autograd_through_the_step() -> None:
     model, opt, lr, batches = prepared()
-    twin, twin_opt, twin_lr = copy.deepcopy((model, opt, lr))
+    reference, reference_opt, reference_lr = copy.deepcopy((model, opt, lr))
     rng = torch.random.get_rng_state()
-    train_step(twin, twin_opt, twin_lr, batches[5])
-    rate, _ = twin_lr.query_with_graph(twin_lr.flush(), twin_lr.state)
+    train_step(reference, reference_opt, reference_lr, batches[5])
+    rate, _ = reference_lr.query_with_graph(reference_lr.flush(), reference_lr.state)
     torch.random.set_rng_state(rng)
     losses = [lambda m: loss_of(m, batches[5])]
-    weights = list(twin_lr.schedule.parameters())
-    expected = unrolled(twin, twin_opt, losses, lambda m: loss_of(m, batches[7]), [rate], weights)
+    weights = list(reference_lr.schedule.parameters())
+    expected = unrolled(reference, reference_opt, losses, lambda m: loss_of(m, batches[7]), [rate], weights)
 
     torch.random.set_rng_state(rng)
     learner = learner_of(model, lr, batches, every=1)

@@ -79,7 +79,7 @@ def _train_tasks(folder: Path, json: bool, configs: Sequence[RunConfig] = ()) ->
     Args:
         folder: the results'.
         json: whether to print one JSON object.
-        configs: the runs of the tasks; none: those of the folder, which go on.
+        configs: the runs of the tasks; none: those of the folder, which are resumed.
     """
     from metastep.lab.bench.shared_run import read_tasks, train_tasks
     from metastep.lab.runtime.stop_signals import StopSignal

@@ -37,7 +37,7 @@ class LearnedLRCallback(Callback):
     rate when it has been used.
 
     A ``training_step`` that returns None takes no step: parameters and schedule stay as they are. A second ``fit`` of
-    the same Trainer with more epochs (or steps) goes on where the first ended, under the new horizon.
+    the same Trainer with more epochs (or steps) continues where the first ended, under the new horizon.
 
     Args:
         schedule: any :class:`metastep.Schedule`.
@@ -245,8 +245,8 @@ class LearnedLRCallback(Callback):
 class MetaLearnerCallback(LearnedLRCallback):
     """Learns a schedule while the module trains, on batches of the validation data.
 
-    The batches come from the validation dataloader of this fit (the first, of several), or of the datamodule; they go
-    round in its order, and a resumed run goes on where it was. Model selection on the same data is then biased.
+    The batches come from the validation dataloader of this fit (the first, of several), or of the datamodule, over and
+    over in its order; a resumed run continues where it was. Model selection on the same data is then biased.
 
     Args:
         schedule: a schedule with weights.
@@ -282,7 +282,7 @@ class MetaLearnerCallback(LearnedLRCallback):
         super().__init__(schedule, optimizer=optimizer, capture=capture, **options)
         self.validation_loss = validation_loss
         self.every, self.meta_lr, self.max_grad_norm = every, meta_lr, max_grad_norm
-        self._batches = _Round()
+        self._batches = _EndlessBatches()
 
     @property
     def learner(self) -> MetaLearner:
@@ -297,7 +297,7 @@ class MetaLearnerCallback(LearnedLRCallback):
 
     def make_source(self, lr: LearnedLR, trainer: Trainer, pl_module: LightningModule) -> MetaLearner:
         """A MetaLearner over the validation batches of this fit."""
-        self._batches = _Round(self._saved.get("validation_position", 0))
+        self._batches = _EndlessBatches(self._saved.get("validation_position", 0))
 
         def loss() -> Tensor:
             batch = self._batches.draw(lambda: validation_data(trainer, pl_module))
@@ -341,15 +341,15 @@ class MonitorAfterStep(Callback):
             self.monitor.on_train_batch_start(trainer, pl_module)
 
 
-class _Round:
-    """The batches of a loader, round and round."""
+class _EndlessBatches:
+    """The batches of a loader, over and over."""
 
     def __init__(self, position: int = 0) -> None:
-        self.position = position  # batches drawn in this round
+        self.position = position  # batches drawn in this pass
         self._iterator: Iterator[Any] | None = None
 
     def draw(self, load: Callable[[], Iterable[Any]]) -> Any:
-        """The next batch; the loader is asked for when a round begins."""
+        """The next batch; the loader is asked for when a pass begins."""
         if self._iterator is None:
             self._iterator = itertools.islice(load(), self.position, None)
         for _ in range(2):

@@ -176,12 +176,12 @@ def _evaluated(closure: Callable[[], Any], loss: Any) -> Callable[[], Any]:
 
 
 def warn_of_other_processes(state_dict: dict[str, Any]) -> None:
-    """Warn if a state was saved by another number of processes; the rate can go on, the batches are others."""
+    """Warn if a state was saved by another number of processes; the rate can continue, the batches are others."""
     before, now = state_dict.get("processes", rank_count()), rank_count()
     if before != now:
         warnings.warn(
             f"the state was saved by a run on {before} process{'es' * (before != 1)}, this one has {now}: the schedule "
-            "goes on where it was; keep processes x batch size x accumulation as it was, so that a step is the same.",
+            "continues where it was; keep processes x batch size x accumulation as it was, so that a step is the same.",
             stacklevel=3,
         )
 

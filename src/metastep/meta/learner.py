@@ -196,7 +196,7 @@ class MetaLearner:
                 new_rate, state = self.lr.query(loss)
                 look_ahead.stretch(new_rate / rate)
                 rate = new_rate
-        finally:  # the step is taken, whatever becomes of the lesson
+        finally:  # the step is taken, whatever becomes of the update
             self.lr.commit(rate, state)
 
     def _update(self, found: tuple[float, Tensor], rates: list[Tensor]) -> bool:

@@ -65,7 +65,7 @@ class LookAhead:
 
 
 def check_placement(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
-    """Refuse parameters whose slopes cannot be told.
+    """Refuse parameters whose slopes cannot be computed.
 
     Raises:
         ValueError: for FSDP1's flattened parameters, and for sharded ones of which this rank is to decide alone.

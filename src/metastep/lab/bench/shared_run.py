@@ -109,15 +109,15 @@ def train_tasks(
     """Train this rank's task and learn the schedule that all share; call it on every rank.
 
     The ranks exchange one message in an outer step, and none between. All checkpoint at the same steps, so a resume
-    goes on, bit for bit, from the newest checkpoints that belong to one outer step.
+    continues, bit for bit, from the newest checkpoints that belong to one outer step.
 
     Args:
-        folder: where; made if needed, and seen by all ranks. If it holds such a training, that goes on.
+        folder: where; made if needed, and seen by all ranks. If it holds such a training, that is resumed.
         configs: the runs of the tasks, in the order of the ranks, where it begins.
         should_stop: asked in every outer step, and before every step after the last of them; if it is True on one rank,
             all ranks stop there, with a checkpoint.
-        on_progress: told of this rank's own task.
-        on_note: told what a person should know.
+        on_progress: called with the progress of this rank's own task.
+        on_note: called with what a person should know.
 
     Returns:
         What came out: ``schedule.safetensors`` and ``records.jsonl`` are then written; None if it was stopped.
@@ -220,7 +220,7 @@ def align_checkpoints(folder: Path, config: RunConfig, on_note: Callable[[str], 
     Args:
         folder: of this rank's run.
         config: of the run.
-        on_note: told what a person should know.
+        on_note: called with what a person should know.
 
     Raises:
         CheckpointError: if there are checkpoints, and none can be read.
@@ -263,7 +263,7 @@ def _is_done(folder: Path, config: RunConfig) -> bool:
     """Whether the run in a folder has come to its end.
 
     Raises:
-        ValueError: if it has diverged before the last outer step, so that the others cannot go on with it.
+        ValueError: if it has diverged before the last outer step, so that the others cannot continue with it.
     """
     path = folder / "record.json"
     record = read_record(path) if path.is_file() else None
