@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from tests.faults.damage import damages, json_value, memory_bound
 from tests.oracles import learned_references
 from torch import nn
 
@@ -133,6 +134,48 @@ def test_bad_files_are_refused_with_what_is_wrong(tmp_path):
         load_update_network(tmp_path / "nan.safetensors")
     with pytest.raises(TypeError, match="network must be one of L2LNetwork, RNNPropNetwork, got Linear"):
         save_update_network(nn.Linear(1, 1), tmp_path / "linear.safetensors")
+
+
+def described_otherwise(data, draw):
+    """The same weights with another description: JSON in which one value is swapped for a strange one."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    described = header["__metadata__"]
+    if draw.random() < 0.5:
+        described["config"] = json_value(described["config"], draw)
+        text = json.dumps(header)
+    else:
+        text = json_value(json.dumps(header), draw)
+    return len(text.encode()).to_bytes(8, "little") + text.encode() + data[8 + size :]
+
+
+@each
+def test_a_damaged_file_is_refused_in_one_line_or_read_whole(name, tmp_path):
+    good = Path(learned.__file__).with_name(f"{name}.safetensors").read_bytes()
+    file, refused = tmp_path / "x.safetensors", 0
+    weights = load_update_network(Path(learned.__file__).with_name(f"{name}.safetensors")).state_dict()
+    with memory_bound(300):
+        for data, what in damages(good, 300, seed=0, edit=described_otherwise):
+            file.write_bytes(data)
+            try:
+                network = load_update_network(file)
+            except ValueError as error:
+                assert "\n" not in str(error), what
+                assert len(str(error)) < 1000, what
+                refused += 1
+                continue
+            assert {key: value.shape for key, value in network.state_dict().items()} == {
+                key: value.shape for key, value in weights.items()
+            }, what
+            assert all(value.isfinite().all() for value in network.state_dict().values()), what
+    assert refused > 150
+
+
+def test_reading_a_network_draws_no_random_numbers():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    load_update_network(Path(learned.__file__).with_name("l2l.safetensors"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_bad_networks_are_refused_by_name():

@@ -221,24 +221,28 @@ def load_update_network(path: str | Path) -> UpdateNetwork:
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch has not
-        raise ValueError(f"{path}: broken or truncated safetensors file ({error}).") from error
+        raise ValueError(f"{path}: broken or truncated safetensors file ({_one_line(error)}).") from error
     described = decode_json(data[8 : 8 + int.from_bytes(data[:8], "little")], _Header, str(path)).described
     found = {key: described.get(key) for key in ("format", "schema", "class")}
     kind = _KINDS.get(found["class"] or "")
     if (found["format"], found["schema"]) != (_FORMAT, _SCHEMA) or kind is None or "config" not in described:
-        raise ValueError(f"{path}: not a learned optimizer of schema {_SCHEMA}; its metadata says {found}.")
+        raise ValueError(f"{path}: not a learned optimizer of schema {_SCHEMA}; its metadata says {_one_line(found)}.")
     config = decode_json(described["config"], dict[str, Any], f"the configuration in {path}")
     if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path}: some weights are not finite numbers; such a network takes no steps.")
     try:
         if config.get("num_layers", 0) > len(tensors):
-            raise ValueError(f"num_layers must be that of its weights, got {config['num_layers']}.")
+            raise ValueError(f"num_layers must be that of its weights, got {config['num_layers']!r}.")
         with torch.device("meta"):  # no weights are drawn, nor memory taken before the sizes are known to agree
             network = kind(**config)
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     except (TypeError, RuntimeError, ValueError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: {_one_line(error)}") from error
     return network
+
+
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())[:400]
 
 
 @cache
