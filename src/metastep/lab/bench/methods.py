@@ -12,7 +12,7 @@ from metastep.lab.bench.method import Method
 from metastep.lab.bench.names import unknown_name
 from metastep.lab.bench.optimizers import missing_package
 from metastep.lab.bench.schedules import schedule_is_there
-from metastep.lab.bench.table.baselines import BASELINES
+from metastep.lab.bench.table.baselines import baselines
 from metastep.lab.bench.table.hyper import hyper
 from metastep.lab.bench.table.scheduled import scheduled
 
@@ -32,7 +32,7 @@ def _by_name(methods: Iterable[Method]) -> dict[str, Method]:
 
 
 #: Every method by name. A new one is a row in the file of its kind in ``bench/table``.
-METHODS: dict[str, Method] = _by_name([*scheduled(), *hyper(), *BASELINES])
+METHODS: dict[str, Method] = _by_name([*scheduled(), *hyper(), *baselines()])
 
 
 def method_named(name: str) -> Method:

@@ -1,12 +1,22 @@
 """Methods of other papers and packages, a row each: those that metastep implements, torch's, and other packages'.
 
-Each has the arguments that its authors publish. A new one is a row of :data:`BASELINES`, and a line in the table of
-optimizers (``bench/optimizers.py``) if its optimizer is new.
+Each has the arguments that its authors publish. A new one of ``lab/baselines`` has a row without more, of its rate
+alone; a row of :data:`_ROWS` says what else is tuned.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+from typing import TYPE_CHECKING
+
+from metastep.lab.baselines import BASELINES
 from metastep.lab.bench.method import LR, WARMUP, Choice, LogUniform, Method, Uniform
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.optim import Optimizer
 
 #: Rates of Adam's kind, multipliers of a rate that a method finds by itself, and the rates of rates.
 _ADAM, _MULTIPLIER, _HYPER = LogUniform(1e-5, 0.1), LogUniform(0.1, 10.0), LogUniform(1e-10, 1e-3)
@@ -90,7 +100,7 @@ def _distance(name: str, how: str) -> Method:
     )
 
 
-BASELINES: tuple[Method, ...] = (
+_ROWS: tuple[Method, ...] = (
     # hypergradient descent, and rates that follow the validation loss
     _hd("sgd", "hyper-sgd", {}, 1e-3, LogUniform(1e-6, 1e-1)),
     _hd("sgd-nesterov", "hyper-sgd", {**_NESTEROV}, 1e-3, LogUniform(1e-6, 1e-1)),
@@ -237,3 +247,29 @@ BASELINES: tuple[Method, ...] = (
         "and its weights would have to be downloaded.",
     ),
 )
+
+
+def baselines() -> Iterator[Method]:
+    """Yield the rows; of a baseline that is in none, one of which only the rate is tuned."""
+    yield from _ROWS
+    named = {row.optimizer for row in _ROWS}
+    for name, baseline in BASELINES.items():
+        if name not in named and baseline.package is None:
+            yield _described(name, baseline.load())
+
+
+def _described(name: str, optimizer: type[Optimizer]) -> Method:
+    """A row from the class: its rate over four decades around the default, its first sentence, its source."""
+    text = inspect.getdoc(optimizer) or ""
+    sentence = text.partition("\n\n")[0].partition(":")[2].strip() or text.partition("\n\n")[0]
+    source = re.search(r"Source: (arXiv [0-9.]+[0-9]|[^\n]+)", text)
+    arguments = inspect.signature(optimizer).parameters
+    lr = float(arguments["lr"].default)
+    return _rate_only(
+        name,
+        sentence[:1].lower() + " ".join(sentence[1:].split()).removesuffix("."),
+        source[1] if source else "",
+        LogUniform(lr / 100, 100 * lr),
+        lr,
+        weight_decay="weight_decay" in arguments,
+    )
