@@ -167,3 +167,22 @@ def test_without_the_training_text_the_test_text_is_divided_and_the_notes_say_so
     assert task.splits == {"train": 5, "inner_valid": 2, "outer_valid": 1, "test": 4}
     assert "without its training text" in task.notes
     assert task.data.tokens_by_split["test"].tolist() == [5, 5, 5, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("shakespeare/lstm", 40_102), ("shakespeare/lstm-small", 10_102), ("shakespeare/embedding", 10_102)],
+)
+def test_a_text_that_is_too_short_is_named_and_told_how_long_it_must_be(tmp_path, name, needed):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "tinyshakespeare.txt").write_text("to be or not to be\n" * 5)
+    with pytest.raises(ValueError, match=rf"tinyshakespeare\.txt.* must hold at least {needed} tokens, .*longer text"):
+        load_task(name, data_dir=tmp_path, inner_valid=60, outer_valid=40)
+
+
+def test_an_empty_treebank_is_named(tmp_path):
+    (tmp_path / "ptb").mkdir()
+    (tmp_path / "ptb" / "valid.txt").write_text("")
+    (tmp_path / "ptb" / "test.txt").write_text("a b c\n")
+    with pytest.raises(ValueError, match=r"valid\.txt must hold at least 2 words, got 0"):
+        load_task("ptb/lstm2", data_dir=tmp_path, inner_valid=0, outer_valid=0)

@@ -164,10 +164,11 @@ def split_text(tokens: Tensor, options: DataOptions, *, test: int, name: str) ->
     Raises:
         ValueError: If the text is too short, or the sizes are impossible.
     """
-    if len(tokens) < test + 2:
+    needed = test + max(options.inner_valid or 0, 0) + max(options.outer_valid or 0, 0) + 2
+    if len(tokens) < needed:
         raise ValueError(
-            f"{name} must hold at least {test + 2} tokens, {test} of them for the test, got {len(tokens)}; "
-            "take a longer text."
+            f"{name} must hold at least {needed} tokens, {test} for the test, the rest to hold out and to train on, "
+            f"got {len(tokens)}; take a longer text, or hold out less."
         )
     inner, outer = options.held_out(len(tokens) - test)
     left = len(tokens) - test - inner - outer
