@@ -17,6 +17,7 @@
     for (const one of made.params) one.value = one.name === "lit" ? [...lit] : panel.ends[scale];
     const settings = {
       mode: "vega-lite",
+      renderer: "canvas",
       ast: true, // expressions are interpreted: the page forbids itself to make code of text
       actions: { export: true, source: false, compiled: false, editor: false },
       config: configurations[dark.matches ? "dark" : "light"],

@@ -68,7 +68,7 @@ def write_page(results: Results, path: Path) -> Path:
         palette=_palette(charts.LIGHT, charts.DARK),
         style=_text("page.css"),
         vega=charts.javascript(),
-        data=_data(results, every, charts),
+        data=_data(results, groups, charts),
         script=_text("page.js"),
         version=escape(__version__),
     )
@@ -294,17 +294,25 @@ def _palette(light: Sequence[str], dark: Sequence[str]) -> str:
     return ":root{{{}}}@media (prefers-color-scheme:dark){{:root{{{}}}}}".format(*sets)
 
 
-def _data(results: Results, every: Sequence[Panel], charts: Any) -> str:
-    """Return all numbers of the charts as JSON that cannot end the script element it stands in."""
-    wanted = {way: None for panel in every for way in panel.specifications}
-    content = {
+def content(results: Results, groups: Iterable[tuple[str, str, list[Panel]]] | None = None) -> dict[str, Any]:
+    """Return all numbers of the charts, as the page carries them."""
+    return {
         "methods": results.methods,
         "lit": results.methods[:LIT],
-        "specifications": {"/".join(way): charts.specification(*way, results.methods) for way in wanted},
         "panels": [
             {name: getattr(panel, name) for name in ("kind", "title", "rows", "scale", "ends", "choices")}
-            for panel in every
+            for _, _, those in (_chart_groups(results) if groups is None else groups)
+            for panel in those
         ],
+    }
+
+
+def _data(results: Results, groups: Sequence[tuple[str, str, list[Panel]]], charts: Any) -> str:
+    """Return all that draws the charts as JSON that cannot end the script element it stands in."""
+    ways = {way: None for _, _, those in groups for panel in those for way in panel.specifications}
+    data = {
+        **content(results, groups),
+        "specifications": {"/".join(way): charts.specification(*way, results.methods) for way in ways},
         "configurations": {name: charts.configuration(dark=name == "dark") for name in ("light", "dark")},
     }
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -93,7 +93,9 @@ def seeds(results: Results) -> Panel:
         {"method": group.method, "x": list(group.test_losses.values()), "seed": list(group.test_losses)}
         for group in groups
     ]
-    return _panel("seeds", "Test loss of each seed", {"step": rows}, [x for row in rows for x in row["x"]])
+    losses = [x for row in rows for x in row["x"]]
+    apart = bool(losses) and min(losses) > 0 and max(losses) > 5 * min(losses)
+    return _panel("seeds", "Test loss of each seed", {"step": rows}, losses, "log" if apart else "linear")
 
 
 def profiles(results: Results) -> list[Panel]:
@@ -258,25 +260,30 @@ def _lost(run: Run, x: Vector, y: Vector) -> Row | None:
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
     """Give ends for a linear axis."""
-    low, high = _reach(values)
+    low, high = _reach(values, 10.0)
     room = 0.05 * (high - low) or 0.1 * abs(high) or 0.5
     return (0.0 if low >= 0 > low - room else low - room, high + room)
 
 
 def _log_ends(values: Sequence[float]) -> tuple[float, float]:
     """Give ends for a logarithmic axis, of at most six decades."""
-    low, high = _reach([math.log(value) for value in values if value > 0])
+    low, high = _reach([math.log(value) for value in values if value > 0], 2.0)
     low = max(low, high - math.log(1e6))
     room = 0.05 * (high - low) or 0.1
     return (math.exp(low - room), math.exp(min(high + room, 700.0)))
 
 
-def _reach(values: Sequence[float]) -> tuple[float, float]:
-    """Give the range without what lies far above nine tenths, so that a run that blew up flattens no other."""
+def _reach(values: Sequence[float], towering: float) -> tuple[float, float]:
+    """Give the range without what lies far above nine tenths, so that a run that blew up flattens no other.
+
+    Args:
+        values: any number of them.
+        towering: how far is far, in widths of the range of the nine tenths.
+    """
     if not values:
         return (0.0, 1.0)
     low, most = min(values), float(np.quantile(values, 0.9))
-    return (low, max(value for value in values if value <= most + (most - low)))
+    return (low, max(value for value in values if value <= most + towering * (most - low)))
 
 
 def _numbers(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
