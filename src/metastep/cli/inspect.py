@@ -52,8 +52,8 @@ def inspect(
     if num_classes < 2:
         raise ValueError(f"num_classes must be >= 2, got {num_classes}.")
     schedule = load_schedule(file, gate_layout).with_total_steps(steps)  # type: ignore[arg-type]
-    monitors = isinstance(schedule, LearnedSchedule) and schedule.monitors is not None
-    found = _real_runs(schedule, steps) if monitors else _answers(schedule, steps, num_classes)
+    reader = schedule if isinstance(schedule, LearnedSchedule) and schedule.monitors is not None else None
+    found = _real_runs(reader, steps) if reader else _answers(schedule, steps, num_classes)
     facts = {
         "class": type(schedule).__name__,
         "weights": sum(weight.numel() for weight in schedule.parameters()),
@@ -64,9 +64,9 @@ def inspect(
         o.print_json({**facts, **found})
         return
     show(_facts_table(file, facts))
-    if monitors:
+    if reader:
         show(_runs_table(found))
-        say(_runs_note(found, schedule))
+        say(_runs_note(found, reader))
     else:
         show(_rates_table(found["rates"]))
         _say_settled(found["settled"], num_classes)
