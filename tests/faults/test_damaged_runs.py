@@ -232,7 +232,7 @@ def test_damaged_curves_are_told_and_what_is_left_is_kept(stopped, tasks, tmp_pa
         fresh(folder, work)
         (work / "metrics.jsonl").write_bytes(data)
         notes: list[str] = []
-        record = resumed(work, notes, steps=99 if number % 10 == 0 else 0, task=task)
+        record = resumed(work, notes, steps=99 if number % 25 == 0 else 0, task=task)
         checked(record)
         if data.startswith(good):
             assert notes == [], what

@@ -78,8 +78,8 @@ def read_entries(path: Path) -> list[Line]:
 
 
 def columns_of(entries: Iterable[Line], split: str, names: tuple[str, ...]) -> Curve:
-    """The curve of a split: a list for each name."""
-    of_split = [entry for entry in entries if entry.get("split") == split]
+    """The curve of a split: a list for each name. An entry that lost its clock is left out."""
+    of_split = [entry for entry in entries if entry.get("split") == split and entry.get("seconds") is not None]
     return {name: [_number(entry.get(name)) for entry in of_split] for name in names}
 
 

@@ -401,9 +401,9 @@ def _in_order(lines: Iterable[Line], clock: float) -> list[Line]:
         series.setdefault(line.get("split"), []).append((place, line))
     kept = dict[int, Line]()
     for found in series.values():
-        seconds, timed = 0.0, any("seconds" in line for _, line in found)
+        seconds = 0.0
         for place, line in _longest_growing(found):
-            now = line.get("seconds", None if timed else seconds)
+            now = line.get("seconds", seconds)
             if isinstance(now, (int, float)) and seconds <= now <= clock:
                 seconds, kept[place] = now, line
     return [kept[place] for place in sorted(kept)]
