@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metastep.cli import main
+from metastep.lab.runtime.folder import CheckpointFile
 from metastep.schedules import MLRSNet, save_schedule
 
 DIGITS = ("train", "digits/mlp", "--steps", "5")
@@ -173,8 +175,6 @@ def test_the_report_of_an_unfinished_comparison_says_how_to_go_on(metastep, tmp_
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(metastep, tmp_path: Path, monkeypatch) -> None:
-    from metastep.lab.runtime.folder import CheckpointFile
-
     save = CheckpointFile.save
 
     def full(self, state) -> None:
@@ -188,3 +188,36 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(metastep, tmp_path: Path
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert metastep("train", "--resume", "run").code == 0
+
+
+@pytest.mark.parametrize("error", [TypeError("a\nb"), KeyError("steps"), RuntimeError("no kernel"), MemoryError()])
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_only_where_it_is_asked_for(
+    metastep, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("metastep.lab.tasks.table.recipe_of", fails)
+    refused(metastep(*DIGITS), type(error).__name__, "METASTEP_TRACEBACK=1 shows where")
+    monkeypatch.setenv("METASTEP_TRACEBACK", "1")
+    monkeypatch.setattr("sys.argv", ["metastep", *DIGITS])
+    with pytest.raises(type(error)):
+        main()
+
+
+@pytest.mark.parametrize("content", ["5", "{}", "null", "[]", "{", '{"schema": 1}', '{"schema": 99}', "[" * 100_000])
+def test_a_damaged_record_is_refused_by_name(metastep, tmp_path: Path, content: str) -> None:
+    assert metastep(*DIGITS, "--out", "run").code == 0
+    (tmp_path / "run" / "record.json").write_text(content)
+    refused(metastep("train", "--resume", "run"), "run/record.json")
+    assert (tmp_path / "run" / "record.json").read_text() == content
+
+
+def test_where_nothing_was_saved_no_checkpoint_is_promised(metastep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: CheckpointFile, state: dict[str, object]) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointFile, "save", full)
+    result = metastep(*DIGITS, "--out", "run", "--json")
+    refused(result, "No space left", "nothing was saved yet, begin again once the cause is gone")
+    assert "checkpoint is kept" not in result.err
