@@ -145,7 +145,7 @@ def load_schedule(path_or_name: str | Path, gate_layout: GateLayout | None = Non
         with torch.inference_mode(False), torch.device("cpu"):
             return _read(data) if ours else _read_published(data, gate_layout or "ifgo")
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise ScheduleFileError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ScheduleFileError(f"{path}: {_short(' '.join(str(error).split()), 1000)}") from error
 
 
 def _read(data: bytes) -> Schedule:
@@ -266,9 +266,9 @@ def _same(given: Any, taken: Any) -> bool:
     return (type(given) is type(taken) or numbers) and given == taken
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, length: int = 200) -> str:
     text = str(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def learned_on(path_or_name: str | Path) -> tuple[str, ...]:
