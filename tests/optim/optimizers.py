@@ -1,4 +1,4 @@
-"""The optimizers of the conformance suite: ours in their main variants, and torch's as control."""
+"""The optimizers of the contract suite: all of the registry, ours in their main variants, and torch's as control."""
 
 import io
 
@@ -8,7 +8,7 @@ import torch
 import metastep.optim as ours
 
 ALL = ("global", "layer", "unit", "parameter")
-OPTIMIZERS = {
+VARIANTS = {
     "HyperSGD": (ours.HyperSGD, {"momentum": 0.9, "levels": ("global", "layer", "unit")}),
     "HyperSGD-plain": (ours.HyperSGD, {"levels": ALL}),
     "HyperSGD-nesterov": (ours.HyperSGD, {"momentum": 0.9, "nesterov": True}),
@@ -22,9 +22,18 @@ OPTIMIZERS = {
     "torch.SGD": (torch.optim.SGD, {"momentum": 0.9}),
     "torch.AdamW": (torch.optim.AdamW, {"amsgrad": True}),
 }
+#: By the last part of its name, every optimizer of the registry.
+NAMES = [name.removeprefix("Hyper") for name in ours.HYPER_OPTIMIZERS]
+OPTIMIZERS = {**{name: (getattr(ours, name), {"levels": ALL}) for name in ours.HYPER_OPTIMIZERS}, **VARIANTS}
 MINE = [name for name in OPTIMIZERS if not name.startswith("torch")]
 every = pytest.mark.parametrize("name", OPTIMIZERS)
 mine = pytest.mark.parametrize("name", MINE)
+registered = pytest.mark.parametrize("name", NAMES)
+
+
+def hyper(name):
+    """The class by the last part of its name."""
+    return getattr(ours, f"Hyper{name}")
 
 
 def make(name, parameters, lr=0.02, **extra):

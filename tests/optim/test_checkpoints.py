@@ -2,12 +2,15 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint.state_dict as dcp
 from tests.optim.models import flat, network, train
 from tests.optim.optimizers import MINE, every, make, mine, saved
+from tests.optim.samples.make_states import CASES, parameters
+from tests.optim.samples.make_states import train as go_on
 
 import metastep.optim as ours
 
@@ -124,6 +127,21 @@ def test_a_checkpoint_of_the_base_starts_the_rates_anew(cls, base):
     torch.testing.assert_close(flat(model.parameters()), flat(reference.parameters()), rtol=0, atol=1e-14)
     train(model, optimizer, 2, start=4)
     assert float(optimizer.rates()[0]["global"]) != 0.01
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_state_of_the_older_version_loads_and_goes_on_as_it_did_there(name):
+    """Made with the package at 304db44, before its files were put together, by samples/make_states.py."""
+    older = torch.load(Path(__file__).with_name("samples") / "hyper_states.pt", weights_only=True)[name]
+    named = parameters()
+    optimizer = CASES[name](named)
+    with torch.no_grad():
+        for (_, p), value in zip(named, older["parameters"], strict=True):
+            p.copy_(value)
+    optimizer.load_state_dict(older["state"])
+    go_on(optimizer, named, range(4, 8))
+    for (_, p), expected in zip(named, older["continued"], strict=True):
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-7)
 
 
 @mine

@@ -1,11 +1,19 @@
 """The compiled CPU engine computes what the multi-tensor passes compute, and stands aside where it cannot."""
 
+import itertools
+import os
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from tests.optim.models import ALL_LEVELS, VARIANTS, flat
 
+import metastep as ms
+from metastep.core.levels import LEVELS
+from metastep.core.rates import COMBINATIONS, RULES
 from metastep.optim import HyperAdam, HyperSGD, hyper
 from metastep.optim.cpu import build, engine
 
@@ -85,6 +93,73 @@ def test_the_kernel_knows_every_rule(rule, hyper_lr, variant, maximize):
     cls, _, arguments = VARIANTS[variant]
     options = {"levels": ALL_LEVELS, "rule": rule, "hyper_lr": hyper_lr, "maximize": maximize, **arguments}
     assert_same(run(cls, False, **options), run(cls, True, **options))
+
+
+def subsets_of_levels():
+    return [chosen for size in range(1, 5) for chosen in itertools.combinations(LEVELS, size)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("combine", COMBINATIONS)
+@pytest.mark.parametrize("levels", subsets_of_levels(), ids="-".join)
+def test_every_rule_and_combination_of_the_registry_is_the_same_at_every_level(rule, combine, levels):
+    """A name that is added in Python only makes the engine stand aside, and this test fail."""
+    assert engine.code(rule) >= 0
+    assert engine.code(combine) >= 0
+    generator = torch.Generator().manual_seed(1)
+    start = [torch.randn(6, 40, generator=generator), torch.randn(6, generator=generator)]
+    gradients = [[torch.randn(p.shape, generator=generator) for p in start] for _ in range(5)]
+    hyper_lr = {"exponentiated": 0.1, "cosine": 0.1, "additive": 1e-5, "log": 0.01}[rule]
+    for cls in (HyperSGD, HyperAdam):
+        results = []
+        for compiled in (False, True):
+            parameters = [torch.nn.Parameter(p.clone()) for p in start]
+            optimizer = cls(
+                parameters, lr=0.01, levels=levels, rule=rule, combine=combine, hyper_lr=hyper_lr, weight_lr=0.1,
+                compiled=compiled, weight_decay=0.1,
+            )  # fmt: skip
+            for step in gradients:
+                for p, g in zip(parameters, step, strict=True):
+                    p.grad = g + p.detach()
+                optimizer.step()
+            shown = optimizer.rates()[0]
+            weights = torch.stack(list(shown["weights"].values()))
+            results.append((flat(parameters), flat(shown["combined"].values()), weights))
+            used = any(isinstance(kept, engine.CpuPasses) for kept in optimizer.group_state(0).cache.values())
+            assert used is compiled
+        for mine, expected in zip(*results, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_name_that_the_kernels_do_not_know_has_no_number():
+    assert engine.code("no such rule") == -1
+
+
+WITHOUT = """
+import sys, importlib.util
+assert importlib.util.find_spec("metastep.optim.cpu") is None
+import torch, metastep as ms
+weight = torch.nn.Parameter(torch.ones(20, 30))
+optimizer = ms.HyperSGD([weight], lr=0.1, momentum=0.9, compiled=True)
+for _ in range(3):
+    weight.grad = weight.detach().clone()
+    optimizer.step()
+assert float(optimizer.rates()[0]["global"]) > 0.1
+"""
+
+
+def test_the_folder_of_the_engine_can_be_deleted(tmp_path):
+    package = Path(ms.__file__).parent
+    skipped = shutil.ignore_patterns("__pycache__", "cpu", "lab", "cli", "pretrained", "shipped")
+    shutil.copytree(package, tmp_path / "metastep", ignore=skipped)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    mentions = [
+        path.name for path in package.rglob("*.py") if "optim.cpu" in path.read_text() and "cpu" not in path.parts
+    ]
+    assert mentions == ["hyper.py"]  # which asks whether it is there
 
 
 @needs_compiler

@@ -5,16 +5,12 @@ import math
 import pytest
 import torch
 from tests.optim.models import flat, loss_of, network, train
+from tests.optim.optimizers import hyper
+from tests.optim.optimizers import registered as every
 
 import metastep.optim as ours
 
 ALL = ("global", "layer", "unit", "parameter")
-NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"]
-every = pytest.mark.parametrize("name", NAMES)
-
-
-def hyper(name):
-    return getattr(ours, f"Hyper{name}")
 
 
 def leaf(values, dtype=torch.float64):

@@ -5,13 +5,14 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.optim.optimizers import NAMES
 
 import metastep.optim as ours
 
 ALL = ("global", "layer", "unit", "parameter")
 numbers = st.floats(width=32, allow_nan=True, allow_infinity=True)
 gradients = st.lists(st.lists(numbers, min_size=7, max_size=7), min_size=2, max_size=6)
-names = st.sampled_from(["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
+names = st.sampled_from(NAMES)
 rules = st.sampled_from(["exponentiated", "cosine", "additive", "log", "optimizer"])
 level_sets = st.sets(st.sampled_from(ALL), min_size=1)
 

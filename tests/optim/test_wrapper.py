@@ -187,3 +187,88 @@ def test_groups_can_be_added_and_a_bad_one_is_left_out():
 def test_optimizers_that_cannot_be_read_are_refused(make_base, reason):
     with pytest.raises(ValueError, match=f"optimizer must.*{reason}"):
         Hyper(make_base(list(network().parameters())))
+
+
+def climbed(base, dtype, lr, **arguments):
+    """The rate that a base's is adapted to from `lr`, and the losses at the start and at the end of 120 steps."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16, bias=False), torch.nn.Tanh(), torch.nn.Linear(16, 4, bias=False))
+    model.to(dtype)
+    optimizer = Hyper(getattr(torch.optim, base)(model.parameters(), lr=lr, **arguments))
+    generator, losses = torch.Generator().manual_seed(0), []
+    x, weight = torch.randn(256, 8, generator=generator), torch.randn(8, 4, generator=generator)
+    for _ in range(120):
+        rows = torch.randint(256, (32,), generator=generator)
+        optimizer.zero_grad()
+        loss = (model(x[rows].to(dtype)).float() - x[rows] @ weight).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return float(optimizer.rates()[0]["global"]), losses[0], losses[-1]
+
+
+LOW = {
+    "SGD": (1e-4, {"momentum": 0.9}),
+    "AdamW": (1e-5, {"weight_decay": 0.01}),
+    "NAdam": (1e-5, {}),
+    "RMSprop": (1e-5, {}),
+    "Adagrad": (1e-4, {}),
+    "Muon": (1e-5, {}),
+}
+HALF = ("SGD", "Adagrad", "Muon")  # the other bases underflow in float16 themselves
+
+
+@pytest.mark.parametrize(
+    ("base", "dtype"), [*((b, torch.bfloat16) for b in LOW), *((b, torch.float16) for b in HALF)], ids=str
+)
+def test_rates_climb_beside_low_precision_as_they_do_beside_float32(base, dtype):
+    """From a rate at which a step is below the rounding of nearly every weight."""
+    lr, arguments = LOW[base]
+    rate, first, last = climbed(base, dtype, lr, **arguments)
+    expected, _, reference = climbed(base, torch.float32, lr, **arguments)
+    assert rate > 50 * lr
+    assert rate == pytest.approx(expected, rel=0.25)
+    assert last < 0.3 * first
+    assert last == pytest.approx(reference, rel=0.3)
+
+
+@pytest.mark.parametrize("base", ["SGD", "AdamW", "NAdam"])
+def test_low_precision_parameters_take_the_bases_own_steps_up_to_a_rounding(base):
+    plain, wrapped = network(torch.bfloat16), network(torch.bfloat16)
+    inner = getattr(torch.optim, base)
+    train(plain, inner(plain.parameters(), lr=0.02), 4, dtype=torch.bfloat16)
+    options = {"hyper_lr": {"global": 1e-12, "layer": 0.0}, "weight_lr": 0.0}
+    train(wrapped, Hyper(inner(wrapped.parameters(), lr=0.02), **options), 4, dtype=torch.bfloat16)
+    torch.testing.assert_close(flat(plain.parameters()), flat(wrapped.parameters()), rtol=2**-6, atol=2**-9)
+
+
+def take_steps(optimizer, weight):
+    for _ in range(3):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("base", ["Rprop", "ASGD", "Adafactor"])
+def test_a_base_whose_step_is_not_its_rate_times_a_direction_keeps_its_rate_and_says_so(base):
+    weight = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    optimizer = Hyper(getattr(torch.optim, base)([weight], lr=0.01))
+    seen = []
+    real = optimizer.optimizer.step
+    optimizer.optimizer.step = lambda: seen.append(optimizer.param_groups[0]["lr"]) or real()
+    with pytest.warns(UserWarning, match=f"steps of {base} are not proportional to its lr.*float32"):
+        take_steps(optimizer, weight)
+    assert seen == [0.01] * 3
+
+
+def test_the_rate_of_a_group_is_what_it_was_when_the_base_fails():
+    weight = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    optimizer = Hyper(torch.optim.SGD([weight], lr=0.01))
+
+    def fail():
+        raise KeyError("no step today")
+
+    optimizer.optimizer.step = fail
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(KeyError):
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.01

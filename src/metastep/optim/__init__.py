@@ -9,9 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metastep.optim.optimizers import HyperAdagrad, HyperAdam, HyperAdamW, HyperRMSprop, HyperSGD
-    from metastep.optim.readout import log_rates
-    from metastep.optim.wrapper import Hyper
+    from metastep.optim.optimizers import HyperAdagrad as HyperAdagrad
+    from metastep.optim.optimizers import HyperAdam as HyperAdam
+    from metastep.optim.optimizers import HyperAdamW as HyperAdamW
+    from metastep.optim.optimizers import HyperRMSprop as HyperRMSprop
+    from metastep.optim.optimizers import HyperSGD as HyperSGD
+    from metastep.optim.readout import log_rates as log_rates
+    from metastep.optim.wrapper import Hyper as Hyper
 
 #: Class to the module that defines it; nothing is imported before it is asked for.
 HYPER_OPTIMIZERS: dict[str, str] = {
@@ -23,8 +27,7 @@ HYPER_OPTIMIZERS: dict[str, str] = {
 }
 _MODULES = {**HYPER_OPTIMIZERS, "Hyper": "metastep.optim.wrapper", "log_rates": "metastep.optim.readout"}
 
-__all__ = ["Hyper", "HyperAdagrad", "HyperAdam", "HyperAdamW", "HyperRMSprop", "HyperSGD", "log_rates"]
-__all__ += sorted(_MODULES.keys() - set(__all__))
+__all__ = sorted(_MODULES)
 
 
 def short_name(name: str) -> str:

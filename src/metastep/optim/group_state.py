@@ -79,7 +79,7 @@ class GroupState:
 
     def __init__(self, group: Group, options: Options, members: list[Tensor], states: list[State]) -> None:
         self.members, self.states = members, states
-        self.shapes = [p.shape for p in members]
+        self.kinds = [(p.shape, p.dtype) for p in members]
         self.everyone = list(range(len(members)))
         self.complex = any(p.is_complex() for p in members)
         self.bounds, self.levels, self.rule = options.bounds, options.levels, options.rule
@@ -154,20 +154,17 @@ class GroupState:
         """Whether these vectors are still what the states show, for these members and settings.
 
         Raises:
-            ValueError: If a parameter has changed its shape.
+            ValueError: If a parameter has changed its shape or type.
         """
         if len(members) != len(self.members) or not all(map(operator.is_, members, self.members)):
             return False
-        if [p.shape for p in members] != self.shapes:
-            name, before, now = next(
-                (name, tuple(shape), tuple(p.shape))
-                for name, shape, p in zip(self.names, self.shapes, members, strict=True)
-                if p.shape != shape
-            )
-            raise ValueError(
-                f"parameters must keep their shapes, got {now} for {name!r}, which had {before}; "
-                "make a new optimizer when a parameter is resized."
-            )
+        if [(p.shape, p.dtype) for p in members] != self.kinds:
+            for name, (shape, dtype), p in zip(self.names, self.kinds, members, strict=True):
+                if (p.shape, p.dtype) != (shape, dtype):
+                    raise ValueError(
+                        f"parameters must keep their shapes and types, got {tuple(p.shape)} {p.dtype} for {name!r}, "
+                        f"which had {tuple(shape)} {dtype}; make a new optimizer after such a change."
+                    )
         if not all(map(operator.is_, states, self.states)):
             return False
         if (self.rule, self.levels, self.bounds) != (options.rule, options.levels, options.bounds):
@@ -246,7 +243,7 @@ def group_layout(options: Options, members: list[Tensor], names: list[str], devi
     chosen = options.unit_dims or {}
     dims = []
     for parameter, name in zip(members, names, strict=True):
-        dim = chosen.get(name, default_unit_dim(parameter.shape))
+        dim = chosen.get(name, default_unit_dim(real_view(parameter).shape))
         if dim is not None and not 0 <= dim < parameter.dim():
             raise ValueError(
                 f"unit_dims must give {name!r} one of its {parameter.dim()} dimensions or None, got {dim!r}; "

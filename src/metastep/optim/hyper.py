@@ -198,7 +198,7 @@ class HyperOptimizer(Optimizer):
 
         Raises:
             RuntimeError: If a gradient is sparse while rates adapt, or under `torch.inference_mode()`.
-            ValueError: If a parameter has changed its shape.
+            ValueError: If a parameter has changed its shape or type.
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
@@ -262,6 +262,8 @@ class HyperOptimizer(Optimizer):
     def _measure(self, position: int, parameters: list[Tensor]) -> tuple[GroupStep, Passes]:
         """First pass over one group: its sums, and its buffers advanced."""
         group = self.param_groups[position]
+        if not isinstance(group["lr"], (int, float, Tensor)):
+            number("lr", group["lr"])
         if group["initial_rate"] == 0.0 and float(group["lr"]) > 0.0:
             group["initial_rate"] = float(group["lr"])  # a rate that starts at zero starts when it is first set
         state = self._group_state(position, parameters)
@@ -444,7 +446,7 @@ class HyperOptimizer(Optimizer):
     def _check_saved(self, states: StateDict, saved: Group, group: Group) -> None:
         """Refuse a state that lacks a key, by name; a parameter without any state is one without gradients so far."""
         prefix = self.key_prefix
-        buffers = self.direction({**group, **saved}).buffers
+        buffers = self.direction({**group, **saved, "params": group["params"]}).buffers
         for index in saved["params"]:
             state = states.get(index)
             if not state:
