@@ -96,12 +96,12 @@ def _train_tasks(folder: Path, json: bool, configs: Sequence[RunConfig] = ()) ->
         ranks,
         run_bar(folder.name, quiet=json or not first) as watch,
         StopSignal(stop_notice if first else None) as stop,
-        o.says_how_to_go_on(resume),
+        o.says_how_to_resume(resume, folder),
     ):
         try:
             result = train_tasks(folder, configs, should_stop=stop, on_progress=watch, on_note=note)
         except ConnectionError as error:
-            raise ConnectionError(f"{error} The checkpoints are kept, go on with: {resume}") from error
+            raise ConnectionError(f"{error} The checkpoints are kept, resume with: {resume}") from error
     if result is None:
         raise o.Stopped(resume, stop.exit_code)
     if first:
@@ -135,7 +135,7 @@ def _refuse_one_of_several(folder: Path) -> None:
     with contextlib.suppress(OSError):
         if (folder.resolve().parent / "tasks.json").is_file():
             raise ValueError(
-                f"{folder} holds one of several tasks that learn together; go on with all: "
+                f"{folder} holds one of several tasks that learn together; resume all of them: "
                 f"{o.resume_command('meta-train', folder.parent)}"
             )
 

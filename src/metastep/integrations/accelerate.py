@@ -1,5 +1,6 @@
 """LearnedLR in a loop under Accelerate."""
 
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from torch import Tensor
@@ -82,7 +83,7 @@ class AcceleratedLR(LearnedLR):
         """The state of the LearnedLR, and how many processes there are."""
         return {**super().state_dict(), "processes": rank_count()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`; of a run on another number of processes with a warning."""
         warn_of_other_processes(state_dict)
         super().load_state_dict(state_dict)

@@ -1,7 +1,7 @@
 """A LearnedLR in the shape that trainers want: a scheduler object, and an ``optimizer.step()`` that learns."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -175,7 +175,7 @@ def _evaluated(closure: Callable[[], Any], loss: Any) -> Callable[[], Any]:
     return lambda: ahead.pop() if ahead else closure()
 
 
-def warn_of_other_processes(state_dict: dict[str, Any]) -> None:
+def warn_of_other_processes(state_dict: Mapping[str, Any]) -> None:
     """Warn if a state was saved by another number of processes; the rate can continue, the batches are others."""
     before, now = state_dict.get("processes", rank_count()), rank_count()
     if before != now:

@@ -150,7 +150,7 @@ def test_a_lost_rank_ends_all_in_one_line(start: Callable[..., Child], tmp_path:
     assert child.end() == 2
     line = child.err.strip().splitlines()[-1]
     assert line.startswith("error: another rank of this run is lost (killed, or out of memory?).")
-    assert line.endswith("go on with: metastep meta-train --resume out")
+    assert line.endswith("resume with: metastep meta-train --resume out")
 
 
 def test_a_task_that_diverges_ends_all_with_its_name(tmp_path: Path) -> None:
