@@ -29,7 +29,7 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
     and the random streams are left alone.
 
     Returns:
-        False if nothing can be said, because the gradients are not finite or move nothing.
+        False if nothing can be said, because gradients or states are not finite, or move nothing.
 
     Raises:
         NotLinearInRate: if not, or if the optimizer cannot be asked (it wants a closure).
@@ -38,13 +38,17 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
     chosen = _smallest_of_each_kind(optimizer)
     before = [local(parameter.detach()).clone() for parameter in chosen]
     with isolated_rng(chosen):
-        unit, _ = _trial(optimizer, chosen, 1.0)
+        unit, unit_state = _trial(optimizer, chosen, 1.0)
+        if not _finite(unit_state):  # squares of huge gradients overflow: no verdict on numbers that are none
+            return False
         step = _largest([after - start for after, start in zip(unit, before, strict=True)])
         if not 0 < step < math.inf:
             return False
         factor = 2.0 ** min(max(round(math.log2(_PROBE * (_largest(before) or 1.0) / step)), -40), 40)
         once, once_state = _trial(optimizer, chosen, factor)
         twice, twice_state = _trial(optimizer, chosen, 2 * factor)
+    if not _finite((once, twice)):
+        return False
     for start, one, two in zip(before, once, twice, strict=True):
         first, second = one - start, two - start
         size = max(_largest([start]), _largest([second]))
@@ -128,6 +132,15 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _largest(tensors: list[Tensor]) -> float:
     return max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
+
+
+def _finite(value: Any) -> bool:
+    """Whether all floating-point tensors within are finite."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(local(value).isfinite().all())
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_finite, value))
 
 
 def _equal(a: Any, b: Any) -> bool:
