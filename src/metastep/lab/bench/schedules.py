@@ -66,7 +66,7 @@ def _is_learned(schedule: Schedule) -> TypeGuard[LearnedSchedule]:
     return True
 
 
-def _landed(base: str) -> Schedule:
+def _control(base: str) -> Schedule:
     policy = default_config(base).policy
     schedule = SignalSchedule(policy.signals, hidden=1, bounds=policy.bounds)
     schedule.load_flat(torch.zeros_like(schedule.flat_weights()))
@@ -97,13 +97,13 @@ SCHEDULES: dict[str, NamedSchedule] = {
     **_registered(learned=False),
     "landed-sgd": NamedSchedule(
         summary="fixed-shape control of signal-sgd: same initial step and linear decay, nothing learned",
-        make=lambda steps: _landed("sgd"),
+        make=lambda steps: _control("sgd"),
         base="sgd-momentum",
         source="metastep",
     ),
     "landed-adamw": NamedSchedule(
         summary="fixed-shape control of signal-adamw: same initial step and linear decay, nothing learned",
-        make=lambda steps: _landed("adamw"),
+        make=lambda steps: _control("adamw"),
         base="adamw",
         source="metastep",
     ),

@@ -83,7 +83,7 @@ def scheduled() -> Iterator[Method]:
             yield _mlr_snet(base, f"{first}/{second}", schedule_name, summary, learns)
     for name, first in SIGNALS.items():
         rates = "a rate for each tensor" if name.endswith("-layers") else "one rate"
-        summary = f"a shipped schedule that reads training signals, {rates}, over {first}"
+        summary = f"a pretrained schedule that reads training signals, {rates}, over {first}"
         yield _under(BASES[first], name, name, summary, "metastep")
 
 
