@@ -41,8 +41,8 @@ def compare(
 ) -> None:
     """Compare schedules on a task, with the same seeds for all, and write a self-contained page.
 
-    Finished runs are kept: --resume goes on where a comparison was stopped or killed. Many methods on many tasks are
-    an experiment: `metastep experiment`.
+    Finished runs are kept: --resume resumes a comparison that was stopped or killed. Many methods on many tasks are an
+    experiment: `metastep experiment`.
     """
     from metastep.lab.bench.plan import ExperimentPlan
     from metastep.lab.bench.protocols import training

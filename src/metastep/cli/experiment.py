@@ -68,7 +68,7 @@ def experiment(
 ) -> None:
     """Run an experiment: many methods meet on many tasks, with equal budgets of trials; write a self-contained page.
 
-    Finished runs are kept: --resume goes on where an experiment was stopped or killed.
+    Finished runs are kept: --resume resumes an experiment that was stopped or killed.
     """
     from metastep.lab.bench.runner import ExperimentRun
 

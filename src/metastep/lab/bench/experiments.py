@@ -410,7 +410,7 @@ _ALL = (
     ),
     Experiment(
         name="reactive/tuned",
-        summary="the baseline of reactive/transfer: cosine with warm-up at defaults and with 8 trials, on the same tasks",
+        summary="the baseline of reactive/transfer: cosine with warm-up, at defaults and with 8 trials, on its tasks",
         source="metastep",
         methods=("sgd-momentum/warmup-cosine", "adamw/warmup-cosine"),
         small=Scale(workloads=_REACTIVE, seeds=3, budgets=(1, 8), factors=_REACTIVE_FACTORS),

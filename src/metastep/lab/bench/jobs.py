@@ -23,7 +23,6 @@ from metastep.lab.bench.tuning import (
     GridSearch,
     Search,
     Trial,
-    Trials,
     not_well,
     open_study,
     storage_errors,
@@ -115,7 +114,7 @@ class SearchJob:
                 shutil.rmtree(self._trial_folder(trial.number), ignore_errors=True)
         return done[: self.trials]
 
-    def _search(self) -> Trials:
+    def _search(self) -> GridSearch | Search:
         if self.grid:
             return GridSearch(self.grid, self.folder / "trials.json")
         study = open_study(self.study, storage=self.storage, journal=self.folder / "trials.journal")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -79,19 +79,6 @@ def winner(trials: Sequence[Trial], budget: int) -> Trial:
     if not 1 <= budget <= len(trials):
         raise ValueError(f"budget must be in 1..{len(trials)}, the number of trials made, got {budget}.")
     return min(trials[:budget], key=lambda trial: (trial.selection, trial.number))
-
-
-class Trials(Protocol):
-    """Proposes the trials of one method on one task, and keeps what came out; what was killed is proposed again."""
-
-    def trials(self) -> list[Trial]:
-        """Return the finished trials in their order."""
-
-    def propose(self) -> dict[str, Any]:
-        """Return the values of the next trial."""
-
-    def add(self, trial: Trial) -> None:
-        """Keep a finished trial: the one that was proposed last."""
 
 
 class GridSearch:

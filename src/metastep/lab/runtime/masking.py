@@ -47,7 +47,7 @@ def masked(text: str) -> str:
     )
     if shown == parsed:
         return text
-    return before + shown.render_as_string(hide_password=True).replace(quote(MASK, safe=""), MASK)
+    return before + str(shown.render_as_string(hide_password=True)).replace(quote(MASK, safe=""), MASK)
 
 
 def masked_message(url: str, message: str) -> str:

@@ -157,8 +157,11 @@ _ROWS: tuple[Method, ...] = (
     _rate_only("rmsprop", "torch's rmsprop, constant rate", "Hinton 2012", _ADAM, 1e-2),
     _rate_only("nadam", "torch's nadam, constant rate", "Dozat 2016", _ADAM, 2e-3),
     _rate_only(
-        *("muon", "Muon on weight matrices, AdamW on the rest, constant rate"),
-        *("Jordan et al. 2024; arXiv 2502.16982", _ADAM, 1e-3),
+        "muon",
+        "Muon on weight matrices, AdamW on the rest, constant rate",
+        "Jordan et al. 2024; arXiv 2502.16982",
+        _ADAM,
+        1e-3,
     ),
     # evaluated at averaged weights, or drawn back to them
     Method(
