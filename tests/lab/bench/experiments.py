@@ -40,7 +40,7 @@ def executed(folder: Path, one: ExperimentPlan | None = None, **options: Any) ->
 def timeless(record: Record) -> dict[str, Any]:
     """A record without clocks and circumstances."""
     bare = without(record.as_dict(), *CIRCUMSTANCES)
-    return {**bare, **{curve: without(bare[curve], "seconds") for curve in ("train", "valid", "meta") if curve in bare}}
+    return {**bare, **{curve: without(bare[curve], "seconds") for curve in ("train", "valid", "meta") if bare.get(curve)}}
 
 
 def all_timeless(folder: Path) -> list[dict[str, Any]]:
