@@ -40,7 +40,8 @@ def executed(folder: Path, one: ExperimentPlan | None = None, **options: Any) ->
 def timeless(record: Record) -> dict[str, Any]:
     """A record without clocks and circumstances."""
     bare = without(record.as_dict(), *CIRCUMSTANCES)
-    return {**bare, **{curve: without(bare[curve], "seconds") for curve in ("train", "valid", "meta") if bare.get(curve)}}
+    curves = [name for name in ("train", "valid", "meta") if bare.get(name)]
+    return {**bare, **{name: without(bare[name], "seconds") for name in curves}}
 
 
 def all_timeless(folder: Path) -> list[dict[str, Any]]:
