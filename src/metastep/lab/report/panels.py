@@ -207,7 +207,7 @@ def _fitting(kind: Kind, values: Iterable[float | None]) -> Scale:
     known = [value for value in values if value is not None]
     positive = [value for value in known if value > 0]
     if kind == "loss":
-        return "log" if positive and len(positive) == len(known) else "linear"
+        return "log" if positive and len(positive) >= 0.9 * len(known) else "linear"
     return "log" if positive and max(positive) > 30 * float(np.quantile(positive, 0.25)) else "linear"
 
 
