@@ -179,8 +179,8 @@ def test_a_run_that_blew_up_does_not_flatten_the_others(tmp_path: Path) -> None:
         wild[name] = {**wild[name], "loss": [1.0, 1e6, 1e9]}
     loss = curves(comparison(tmp_path, *records, wild), "classification-0/network")[0]
     calm = max(max(record["train"]["loss"]) for record in records)
-    assert loss.ends["linear"][1] < 12 * calm
-    assert loss.ends["log"][1] < 100 * calm
+    assert loss.domain["linear"][1] < 12 * calm
+    assert loss.domain["log"][1] < 100 * calm
 
 
 def test_a_run_that_diverged_has_a_line_of_its_own_with_a_mark_at_its_end(tmp_path: Path) -> None:

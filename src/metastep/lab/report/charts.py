@@ -1,7 +1,7 @@
 """How every chart is drawn, said once: Altair makes Vega-Lite of it, which the page draws and a picture shows.
 
 For the page a specification holds no rows: they are given when it is shown, so that one serves the panels of all tasks.
-It has two parameters: ``lit``, the methods that have their colour (the others are grey), and ``ends``, of the axis up.
+It has two parameters: ``selected``, the methods that have their colour (the others are grey), and ``y_domain``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DARK = ("#ff8548", "#4f9fe8", "#2fc795", "#e08fc0", "#e3b53c", "#8fd2ff", "#a3ab
 DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2))
 _FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Liberation Sans, Arial, sans-serif"
 _GREY = "#8b949e"
-_IS_LIT = "indexof(lit, datum.method) >= 0"
+_IS_SELECTED = "indexof(selected, datum.method) >= 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +36,21 @@ class _Frame:
         methods: all that may be there, in the order of their colours.
         clock: what the axis along counts, where it counts time.
         scale: of the axis up.
-        ends: of the axis up; None: the page's parameter says them.
+        domain: of the axis up; None: the page's parameter says them.
         interactive: on the page, which has a legend of its own.
     """
 
     methods: Sequence[str]
     clock: Clock
     scale: Scale
-    ends: tuple[float, float] | None = None
+    domain: tuple[float, float] | None = None
     interactive: bool = True
 
-    def base(self, lit: bool | None = None, condition: str = "") -> Any:
-        """Return a chart of the lines that are lit or not (None: of both), of the points that meet a condition."""
+    def base(self, selected: bool | None = None, condition: str = "") -> Any:
+        """Return a chart of the lines that are selected or not (None: of both), of the points that meet a condition."""
         chart = alt.Chart()
-        if lit is not None and self.interactive:
-            chart = chart.transform_filter(_IS_LIT if lit else f"!({_IS_LIT})")
+        if selected is not None and self.interactive:
+            chart = chart.transform_filter(_IS_SELECTED if selected else f"!({_IS_SELECTED})")
         return chart.transform_filter(condition) if condition else chart
 
     def x(self, title: str | None = None, **scale: Any) -> Any:
@@ -61,7 +61,7 @@ class _Frame:
 
     def y(self, field: str = "y", *, form: str | None = None) -> Any:
         """Return the axis up."""
-        domain: Any = {"expr": "ends"} if self.ends is None else list(self.ends)
+        domain: Any = {"expr": "y_domain"} if self.domain is None else list(self.domain)
         scale = alt.Scale(type=self.scale, domain=domain, clamp=True, nice=False, zero=False)
         named = {"condition": {"test": "datum.label", "value": 1}, "value": 0}  # no grid of ticks without a number
         axis = alt.Axis(format=form or "~g", tickCount=5, gridOpacity=named)
@@ -91,7 +91,7 @@ def specification(
     scale: Scale,
     methods: Sequence[str],
     *,
-    ends: tuple[float, float] | None = None,
+    domain: tuple[float, float] | None = None,
     interactive: bool = True,
 ) -> dict[str, Any]:
     """Return the Vega-Lite of a chart, without its rows.
@@ -101,14 +101,14 @@ def specification(
         clock: what the axis along counts, where it counts time.
         scale: of the axis up.
         methods: all that may be there, in the order of their colours.
-        ends: of the axis up; None: the parameter ``ends`` says them.
-        interactive: on the page, with the parameter ``lit`` and without a legend; else all lines have their colour.
+        domain: of the axis up; None: the parameter ``y_domain`` says them.
+        interactive: on the page, with the parameter ``selected`` and no legend; else all lines have their colour.
     """
-    frame = _Frame(methods=methods, clock=clock, scale=scale, ends=ends, interactive=interactive)
+    frame = _Frame(methods=methods, clock=clock, scale=scale, domain=domain, interactive=interactive)
     draw, lists = _CHARTS[kind]
     chart = alt.layer(*draw(frame), data=alt.NamedData(name="rows"))
     if interactive:
-        chart = chart.add_params(alt.param(name="lit", value=[]), alt.param(name="ends", value=[0, 1]))
+        chart = chart.add_params(alt.param(name="selected", value=[]), alt.param(name="y_domain", value=[0, 1]))
     made: dict[str, Any] = chart.to_dict(validate=False)
     made.pop("config", None)
     rows = kind in ("ranks", "seeds")  # one below the other, a method each
@@ -127,7 +127,7 @@ def picture(panels: Sequence[Panel], methods: Sequence[str], *, columns: int = 2
     parts = []
     for panel in panels:
         made = specification(
-            panel.kind, "step", panel.scale, methods, ends=panel.ends.get(panel.scale), interactive=False
+            panel.kind, "step", panel.scale, methods, domain=panel.domain.get(panel.scale), interactive=False
         )
         lists = made["transform"][0]["flatten"]
         rows: list[Row] = [{**{name: [] for name in lists}, **row} for row in panel.rows["step"]]
@@ -181,7 +181,7 @@ def _curves(frame: _Frame, form: str = ".4g", axis: str = "~g") -> list[Any]:
     ]
     whole, lost = frame.base(True, "!isValid(datum.seed)"), frame.base(True, "isValid(datum.seed)")
     return [
-        *_unlit(frame, x, y),
+        *_unselected(frame, x, y),
         whole.mark_area(opacity=0.14).encode(x, frame.y("low", form=axis), alt.Y2("high:Q"), colour),
         whole.mark_line().encode(x, y, colour, frame.dash()),
         lost.mark_line(strokeWidth=1.3, strokeDash=[1, 4]).encode(x, y, colour, detail="seed:N"),
@@ -197,7 +197,7 @@ def _profile(frame: _Frame) -> list[Any]:
     x = frame.x("factor of the best test loss", type="log", domain=[1, 4])
     y, tip = frame.y(form="~%"), [alt.Tooltip("method:N"), alt.Tooltip("area:Q")]
     line = frame.base(True).mark_line(interpolate="step-after")
-    return [*_unlit(frame, x, y, "step-after"), line.encode(x, y, frame.colour(), frame.dash(), tooltip=tip)]
+    return [*_unselected(frame, x, y, "step-after"), line.encode(x, y, frame.colour(), frame.dash(), tooltip=tip)]
 
 
 def _sensitivity(frame: _Frame) -> list[Any]:
@@ -205,7 +205,7 @@ def _sensitivity(frame: _Frame) -> list[Any]:
     x, y = frame.x("initial rate over the chosen one", type="log"), frame.y()
     tip = [alt.Tooltip("method:N"), alt.Tooltip("x:Q", title="rate"), alt.Tooltip("y:Q", title="loss", format=".3g")]
     line = frame.base(True).mark_line(point={"filled": True, "size": 40})
-    return [*_unlit(frame, x, y), line.encode(x, y, frame.colour(), frame.dash(), tooltip=tip)]
+    return [*_unselected(frame, x, y), line.encode(x, y, frame.colour(), frame.dash(), tooltip=tip)]
 
 
 def _ranks(frame: _Frame) -> list[Any]:
@@ -213,7 +213,7 @@ def _ranks(frame: _Frame) -> list[Any]:
     x, y = frame.x("mean rank"), _rows()
     low = frame.x("mean rank").copy()
     low.shorthand = "low:Q"
-    colour = alt.condition(_IS_LIT, frame.colour(), alt.value(_GREY))
+    colour = alt.condition(_IS_SELECTED, frame.colour(), alt.value(_GREY))
     colour = colour if frame.interactive else frame.colour()
     tip = [alt.Tooltip("method:N"), alt.Tooltip("x:Q", title="mean rank", format=".2f")]
     return [
@@ -244,7 +244,7 @@ def _layers(frame: _Frame) -> list[Any]:
     ]
 
 
-def _unlit(frame: _Frame, x: Any, y: Any, interpolate: str = "linear") -> list[Any]:
+def _unselected(frame: _Frame, x: Any, y: Any, interpolate: str = "linear") -> list[Any]:
     """Draw the lines that stand back; none in a picture."""
     if not frame.interactive:
         return []

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
-  const { methods, lit: first, specifications, panels, configurations } = JSON.parse(document.getElementById("data").textContent);
-  const lit = new Set(first);
+  const { methods, selected: first, specifications, panels, configurations } = JSON.parse(document.getElementById("data").textContent);
+  const selected = new Set(first);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const chosen = { clock: "step" }; // and "log" or "linear" by kind of panel, once a reader has said so
   const views = [];
@@ -14,7 +14,7 @@
     const lists = Object.fromEntries(made.transform[0].flatten.map((name) => [name, []]));
     made.data = { values: panel.rows[clock].map((row) => ({ ...lists, ...row })) };
     made.description = panel.title;
-    for (const one of made.params) one.value = one.name === "lit" ? [...lit] : panel.ends[scale];
+    for (const one of made.params) one.value = one.name === "selected" ? [...selected] : panel.domain[scale];
     const settings = {
       mode: "vega-lite",
       renderer: "canvas",
@@ -43,9 +43,9 @@
     const button = event.target.closest("button");
     if (!button) return;
     const method = methods[button.value];
-    const shown = !lit.delete(method) && Boolean(lit.add(method));
+    const shown = !selected.delete(method) && Boolean(selected.add(method));
     button.setAttribute("aria-pressed", shown);
-    for (const one of views) one?.view.signal("lit", [...lit]).runAsync();
+    for (const one of views) one?.view.signal("selected", [...selected]).runAsync();
   });
   document.querySelector(".switches").addEventListener("change", (event) => {
     chosen[event.target.name] = event.target.value;

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from metastep.lab.report.results import Results
 
 #: Methods that have their colour from the beginning; the others are grey until a reader chooses them.
-LIT = 8
+SELECTED = 8
 
 _ONE_TASK = """Mean over the seeds that finished, with half of the range from the lowest to the highest seed; the lowest
 mean test loss first, methods with a lost run last. Test data was read once, after training; the best validation loss is
@@ -173,7 +173,7 @@ def _results(results: Results, slots: Mapping[str, int]) -> str:
 
 def _legend(slots: Mapping[str, int]) -> str:
     return "".join(
-        f'<button type="button" value="{slot}" aria-pressed="{"true" if slot < LIT else "false"}">'
+        f'<button type="button" value="{slot}" aria-pressed="{"true" if slot < SELECTED else "false"}">'
         f"{tables.sample(slot)}<span>{escape(method)}</span></button>"
         for method, slot in slots.items()
     )
@@ -298,9 +298,9 @@ def content(results: Results, groups: Iterable[tuple[str, str, list[Panel]]] | N
     """Return all numbers of the charts, as the page carries them."""
     return {
         "methods": results.methods,
-        "lit": results.methods[:LIT],
+        "selected": results.methods[:SELECTED],
         "panels": [
-            {name: getattr(panel, name) for name in ("kind", "title", "rows", "scale", "ends", "choices")}
+            {name: getattr(panel, name) for name in ("kind", "title", "rows", "scale", "domain", "choices")}
             for _, _, those in (_chart_groups(results) if groups is None else groups)
             for panel in those
         ],

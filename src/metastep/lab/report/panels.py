@@ -42,7 +42,7 @@ class Panel:
         title: what it shows.
         rows: by what the axis along counts; those that do not count time have "step" alone.
         scale: of the axis up, to begin with.
-        ends: of the axis up; what lies outside runs along the edge.
+        domain: of the axis up; what lies outside runs along the edge.
         choices: both scales make sense, and a reader may choose.
     """
 
@@ -50,7 +50,7 @@ class Panel:
     title: str
     rows: dict[Clock, list[Row]]
     scale: Scale = "linear"
-    ends: dict[Scale, tuple[float, float]]
+    domain: dict[Scale, tuple[float, float]]
     choices: bool = False
 
     @property
@@ -110,7 +110,7 @@ def profiles(results: Results) -> list[Panel]:
                     for method, shares in results.standings[budget].shares.items()
                 ]
             },
-            ends={"linear": (0.0, 1.0)},
+            domain={"linear": (0.0, 1.0)},
         )
         for budget in reversed(results.budgets)
         if (areas := results.standings[budget].areas)
@@ -221,8 +221,8 @@ def _panel(
     choices: bool = False,
 ) -> Panel:
     known = [value for value in values if value is not None]
-    ends: dict[Scale, tuple[float, float]] = {"linear": _ends(known), "log": _log_ends(known)}
-    return Panel(kind=kind, title=title, rows=rows, scale=scale, ends=ends, choices=choices)
+    domain: dict[Scale, tuple[float, float]] = {"linear": _linear_domain(known), "log": _log_domain(known)}
+    return Panel(kind=kind, title=title, rows=rows, scale=scale, domain=domain, choices=choices)
 
 
 def band(curves: Iterable[tuple[Vector, Vector]], points: int) -> Row | None:
@@ -258,32 +258,32 @@ def _lost(run: Run, x: Vector, y: Vector) -> Row | None:
     return {"method": run.method, "seed": run.record.seed, "x": _numbers(x, 7), "y": _numbers(y), "end": end}
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """Give ends for a linear axis."""
+def _linear_domain(values: Sequence[float]) -> tuple[float, float]:
+    """Give the domain of a linear axis."""
     low, high = _reach(values, 10.0)
-    room = 0.05 * (high - low) or 0.1 * abs(high) or 0.5
-    return (0.0 if low >= 0 > low - room else low - room, high + room)
+    margin = 0.05 * (high - low) or 0.1 * abs(high) or 0.5
+    return (0.0 if low >= 0 > low - margin else low - margin, high + margin)
 
 
-def _log_ends(values: Sequence[float]) -> tuple[float, float]:
-    """Give ends for a logarithmic axis, of at most six decades."""
+def _log_domain(values: Sequence[float]) -> tuple[float, float]:
+    """Give the domain of a logarithmic axis, of at most six decades."""
     low, high = _reach([math.log(value) for value in values if value > 0], 2.0)
     low = max(low, high - math.log(1e6))
-    room = 0.05 * (high - low) or 0.1
-    return (math.exp(low - room), math.exp(min(high + room, 700.0)))
+    margin = 0.05 * (high - low) or 0.1
+    return (math.exp(low - margin), math.exp(min(high + margin, 700.0)))
 
 
-def _reach(values: Sequence[float], towering: float) -> tuple[float, float]:
+def _reach(values: Sequence[float], outlying: float) -> tuple[float, float]:
     """Give the range without what lies far above nine tenths, so that a run that blew up flattens no other.
 
     Args:
         values: any number of them.
-        towering: how far is far, in widths of the range of the nine tenths.
+        outlying: how far is far, in widths of the range of the nine tenths.
     """
     if not values:
         return (0.0, 1.0)
     low, most = min(values), float(np.quantile(values, 0.9))
-    return (low, max(value for value in values if value <= most + towering * (most - low)))
+    return (low, max(value for value in values if value <= most + outlying * (most - low)))
 
 
 def _numbers(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
