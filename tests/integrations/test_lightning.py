@@ -240,12 +240,19 @@ def test_other_steps_than_estimated_are_said_after_the_first_epoch(tmp_path: Pat
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 4}, {"max_steps": 5}, {"limit_train_batches": 3}])
 def test_of_a_right_estimate_nothing_is_said(tmp_path: Path, options: dict[str, int]) -> None:
     callback = LearnedLRCallback(ms.Cosine())
-    stop = EarlyStopping("valid", patience=0, min_delta=10.0)  # after two epochs: not the estimate's fault
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*total_steps=.*")
         fit(Digits(), callback, folder=tmp_path, max_epochs=3, **options)
-        fit(Digits(), LearnedLRCallback(ms.Cosine()), stop, folder=tmp_path, max_epochs=5, **options)
     assert callback.lr.total_steps == callback.lr.steps
+
+
+def test_a_run_that_is_stopped_early_is_not_the_estimate_s_fault(tmp_path: Path) -> None:
+    stop = EarlyStopping("valid", patience=0, min_delta=10.0)  # after two epochs
+    callback = LearnedLRCallback(ms.Cosine())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*total_steps=.*")
+        fit(Digits(), callback, stop, folder=tmp_path, max_epochs=5)
+    assert (callback.lr.total_steps, callback.lr.steps) == (30, 12)
 
 
 def test_a_run_with_the_callback_draws_the_random_numbers_of_one_without(tmp_path: Path) -> None:

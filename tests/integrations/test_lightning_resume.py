@@ -88,12 +88,10 @@ def test_a_second_fit_with_more_epochs_goes_on_under_the_new_horizon(tmp_path: P
 def test_a_checkpoint_without_the_callback_s_state_is_said(tmp_path: Path) -> None:
     trainer = fit(Digits(), folder=tmp_path)
     trainer.save_checkpoint(tmp_path / "without.ckpt")
-    with pytest.warns(
-        UserWarning, match="resumed after 6 steps, and the checkpoint holds no state of LearnedLRCallback"
-    ):
-        fit(
-            Digits(), LearnedLRCallback(ms.Cosine()), folder=tmp_path, max_epochs=2, ckpt_path=tmp_path / "without.ckpt"
-        )
+    callback = LearnedLRCallback(ms.Cosine())
+    with pytest.warns(UserWarning, match="after 6 steps, and the checkpoint holds no state of LearnedLRCallback"):
+        fit(Digits(), callback, folder=tmp_path, max_epochs=2, ckpt_path=tmp_path / "without.ckpt")
+    assert callback.lr.steps == callback.lr.total_steps == 6
 
 
 # ---- learning the schedule

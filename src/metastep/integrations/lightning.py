@@ -161,11 +161,11 @@ class LearnedLRCallback(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 factors = [callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs or 0)]
-                self._compare(trainer, sum(math.ceil(trainer.num_training_batches / factor) for factor in factors))
+                steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
+                self._compare(steps if trainer.max_steps == -1 else min(steps, trainer.max_steps))
 
-    def _compare(self, trainer: Trainer, steps: int) -> None:
+    def _compare(self, steps: int) -> None:
         """Warn, once, if a run is to take another number of optimizer steps than was estimated."""
-        steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
         if self._estimate is not None and abs(steps - self._estimate) > max(1, _TOLERANCE * self._estimate):
             warnings.warn(
                 f"{type(self).__name__} was told total_steps={self._estimate} by trainer.estimated_stepping_batches, "
@@ -175,11 +175,15 @@ class LearnedLRCallback(Callback):
             self._estimate = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn if a run is resumed and the checkpoint knows nothing of the schedule."""
+        """Warn if a run is resumed without the state of the schedule; it then has the steps that are left."""
         if trainer.global_step > 0 and self.lr.steps == 0:
+            if self._estimate is not None and self._estimate > trainer.global_step:
+                self._estimate -= trainer.global_step
+                self.lr.extend(self._estimate)
             warnings.warn(
                 f"the run is resumed after {trainer.global_step} steps, and the checkpoint holds no state of "
-                f"{type(self).__name__}: the schedule begins at step 0; resume from one that was written with it.",
+                f"{type(self).__name__}: the schedule begins anew, for the steps that are left; resume from a "
+                "checkpoint that was written with it.",
                 stacklevel=2,
             )
 
@@ -197,7 +201,8 @@ class LearnedLRCallback(Callback):
         if self._epoch_began is None or trainer.max_epochs in (None, -1) or trainer.should_stop:
             return
         left = (trainer.max_epochs or 0) - trainer.current_epoch - 1
-        self._compare(trainer, self.lr.steps + left * (self.lr.steps - self._epoch_began))
+        steps = self.lr.steps + left * (self.lr.steps - self._epoch_began)
+        self._compare(steps if trainer.max_steps == -1 else min(steps, trainer.max_steps))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep the loss as ``training_step`` gave it."""
