@@ -53,3 +53,4 @@ def test_a_command_killed_again_and_again_ends_like_one_that_was_not(
     assert kills == KILLS
     assert differences(weights_and_records(command, out), weights_and_records(command, undisturbed(command))) == []
     assert "note:" not in child.err
+    assert not [*out.rglob(".*.part"), *out.rglob("*.complete")]  # nothing half written is left

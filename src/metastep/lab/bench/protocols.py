@@ -12,7 +12,7 @@ from metastep.lab.tasks.task import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class MetaTraining:
     """What a published meta-training fixes besides the task's recipe (arXiv 2007.14546).
 
     Args:
@@ -28,11 +28,11 @@ class Published:
     first: bool
 
 
-_IMAGES = Published(epochs=200, weight_decay=5e-4, inner_valid=1000, first=False)
-_TEXT = Published(epochs=150, weight_decay=5e-6, inner_valid=None, first=True)
+_IMAGES = MetaTraining(epochs=200, weight_decay=5e-4, inner_valid=1000, first=False)
+_TEXT = MetaTraining(epochs=150, weight_decay=5e-6, inner_valid=None, first=True)
 
 #: The published meta-trainings by task.
-PUBLISHED = {"cifar10/resnet18": _IMAGES, "cifar100/wrn-28-10": _IMAGES, "ptb/lstm2": _TEXT, "ptb/lstm3": _TEXT}
+META_TRAININGS = {"cifar10/resnet18": _IMAGES, "cifar100/wrn-28-10": _IMAGES, "ptb/lstm2": _TEXT, "ptb/lstm3": _TEXT}
 
 
 def training(
@@ -116,7 +116,7 @@ def meta_training(
     given.setdefault("optimizer", "sgd")
     if given["optimizer"] == "sgd":
         given.setdefault("momentum", 0.0)
-    published = PUBLISHED.get(recipe.name)
+    published = META_TRAININGS.get(recipe.name)
     if published is None:
         given.setdefault("weight_decay", recipe.optimizer_options.get("weight_decay", 0.0))
         config = training(recipe, schedule="mlr-snet", learns=True, steps=steps, epochs=epochs, **given)
