@@ -12,11 +12,13 @@ SLOW = (
     "cli/test_ray.py",
     "distributed",
     "faults/test_damage.py",
+    "faults/test_damaged_runs.py",
     "faults/test_fifty_kills.py",
     "faults/test_full_disk.py",
     "faults/test_soak.py",
     "faults/test_stopping.py",
     "lab/bench/test_ray.py",
+    "lab/runtime/test_ray_executor.py",
     "one_line",
     "packaging",
 )
