@@ -38,6 +38,17 @@ def sps(theta, variant, lr=1.0, c=0.5, f_star=0.0, n=256):
         theta = theta - rate * g
 
 
+def dfw(theta, lr=0.1, mu=0.9, decay=0.0, eps=1e-5):
+    z, rate = torch.zeros_like(theta), 0.0
+    while True:
+        loss, g = yield theta, rate
+        r = decay * theta
+        gamma = min(max((loss - lr * float(g @ r)) / (lr * float(g @ g) + eps), 0.0), 1.0)
+        rate = lr * gamma
+        z = mu * z - rate * (g + r)
+        theta = theta - lr * (r + gamma * g) + mu * z
+
+
 def armijo(theta, loss_at, lr=1.0, c=0.1, n=256, max_trials=100):
     """Sent (step, gradient); ``loss_at(theta, step)`` is the loss of that step's batch."""
     rate = last = lr

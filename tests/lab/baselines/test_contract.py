@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 import torch
 from tests.lab.baselines.adaptive_step import ADAPTIVE, assert_equal, make, snapshot, squared_error, step_once, train
-from tests.optim.entrants import saved
 from tests.optim.models import batch, network
+from tests.optim.optimizers import saved
 
 import metastep as ms
 from metastep.lab import baselines
@@ -230,6 +230,9 @@ BAD = [
     (baselines.SPS, {"f_star": math.inf}, "f_star must be finite, got inf"),
     (baselines.SPS, {"growth": 0.5}, "growth must be >= 1, got 0.5"),
     (baselines.SPS, {"steps_per_epoch": 2.0}, "steps_per_epoch must be a whole number >= 1, got 2.0"),
+    (baselines.DFW, {"momentum": 1.0}, r"momentum must be a finite number in \[0, 1\)"),
+    (baselines.DFW, {"weight_decay": -1.0}, "weight_decay must be a finite number >= 0"),
+    (baselines.DFW, {"eps": 0.0}, "eps must be > 0"),
     (baselines.Armijo, {"condition": "wolfe"}, "condition must be one of armijo, goldstein"),
     (baselines.Armijo, {"c": 0.0}, r"c must be in \(0, 1\), got 0.0"),
     (baselines.Armijo, {"condition": "goldstein", "c": 0.6}, r"c must be a finite number in \[0, 0.5\)"),

@@ -1,4 +1,4 @@
-"""L4, SPS, Armijo and SASA against their references: the same trajectory and the same rates, in float64."""
+"""L4, SPS, DFW, Armijo and SASA against their references: the same trajectory and the same rates, in float64."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.optim.models import batch, flat, loss_of, network
 from tests.oracles import baseline_references as references
 from torch.func import functional_call
 
-from metastep.lab.baselines import L4, SASA, SPS, Armijo
+from metastep.lab.baselines import DFW, L4, SASA, SPS, Armijo
 from metastep.lab.baselines.sasa import half_width, t_cumulative, t_quantile
 
 
@@ -64,6 +64,15 @@ def test_sps_is_its_reference(variant):
     optimizer = SPS(model.parameters(), variant=variant, steps_per_epoch=5, **arguments)
     rates = compare(optimizer, model, reference)
     assert len(set(rates)) > 3 or variant == "max"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lr": 5.0, "momentum": 0.0}, {"lr": 2.0, "weight_decay": 0.01}])
+def test_dfw_is_its_reference(arguments):
+    model = network()
+    names = {"lr": "lr", "momentum": "mu", "weight_decay": "decay"}
+    given = {names[name]: value for name, value in arguments.items()}
+    rates = compare(DFW(model.parameters(), **arguments), model, references.dfw(flat(model.parameters()), **given))
+    assert arguments == {} or min(rates) < 0.99 * arguments["lr"]
 
 
 @pytest.mark.parametrize(("lr", "max_trials"), [(1.0, 100), (20.0, 100), (20.0, 3)])

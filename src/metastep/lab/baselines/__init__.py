@@ -43,6 +43,7 @@ class Baseline:
 BASELINES: dict[str, Baseline] = {
     "l4": Baseline("l4.L4"),
     "sps": Baseline("sps.SPS"),
+    "dfw": Baseline("dfw.DFW"),
     "armijo": Baseline("armijo.Armijo"),
     "sasa": Baseline("sasa.SASA"),
     "forward-mode": Baseline("forward_mode.ForwardMode"),
