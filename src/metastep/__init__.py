@@ -35,4 +35,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return list(__getattr__("__all__"))  # type: ignore[call-overload]
+    names: object = __getattr__("__all__")
+    return names if isinstance(names, list) else []

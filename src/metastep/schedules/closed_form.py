@@ -76,7 +76,7 @@ class OverHorizon(ClosedForm):
     @classmethod
     def for_run(cls, total_steps: int) -> Self:
         """At its defaults over the whole run."""
-        return cls(total_steps=total_steps)  # type: ignore[call-arg]
+        return cls(total_steps=total_steps)
 
     @abstractmethod
     def factor_within(self, step: int, total_steps: int) -> float:

@@ -384,11 +384,10 @@ def _refuse_code(data: bytes) -> None:
         stream = io.BytesIO(content)
         stream.seek(place if content is data else 0)
         for opcode, argument, _ in pickletools.genops(stream):
-            named = opcode.name == "GLOBAL" and (
-                argument in _TENSORS_ONLY or re.fullmatch(r"torch \w+Storage", argument)
-            )
+            name = str(argument) if opcode.name == "GLOBAL" else ""
+            named = name in _TENSORS_ONLY or re.fullmatch(r"torch \w+Storage", name)
             if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4") and not named:
-                raise pickle.UnpicklingError(f"it mentions {argument or 'something'}")
+                raise pickle.UnpicklingError(f"it mentions {name or 'something'}")
         place = stream.tell()
 
 

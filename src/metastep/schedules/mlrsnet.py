@@ -207,7 +207,7 @@ class PackedCells:
             [],
         )  # the last state given out, and its parts
         self._shape = (net.num_layers, 2, net.hidden_size)
-        self._layers = [_PackedCell(cell, net) for cell in net.cells]  # type: ignore[arg-type]
+        self._layers = [_PackedCell(cell, net) for cell in net.cells]
         self._output: Array = net.output.weight.detach()[0].numpy().copy()
         self._live_bias: Array = net.output.bias.detach().numpy()
         self._output_bias: float = self._live_bias.item()
