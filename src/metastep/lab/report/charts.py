@@ -131,7 +131,7 @@ def picture(panels: Sequence[Panel], methods: Sequence[str], *, columns: int = 2
         )
         lists = made["transform"][0]["flatten"]
         rows: list[Row] = [{**{name: [] for name in lists}, **row} for row in panel.rows["step"]]
-        parts.append({**made, "data": {"values": rows}, "title": panel.title, "width": 400})
+        parts.append({**made, "data": {"values": rows}, "title": panel.title, "width": 400 if len(panels) > 1 else 680})
     whole = {
         "$schema": parts[0]["$schema"],
         "concat": [{name: value for name, value in part.items() if name != "$schema"} for part in parts],
