@@ -119,6 +119,15 @@ def test_a_killed_process_is_replaced_and_the_others_go_on(tmp_path: Path) -> No
     assert ended == {0: 2, 1: 0, 2: 0}
 
 
+def test_a_process_that_is_killed_while_it_waits_costs_nothing() -> None:
+    with LocalExecutor(2) as executor:
+        numbers = set(executor.map(process, range(8)))
+        for number in numbers:
+            os.kill(number, signal.SIGKILL)
+        assert executor.map(square, range(4)) == [0, 1, 4, 9]
+        assert not numbers & set(executor.map(process, range(8)))
+
+
 def test_an_item_whose_process_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
     with (
         LocalExecutor(2) as executor,

@@ -16,6 +16,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
@@ -205,8 +206,9 @@ class LocalExecutor(Executor):
                     self._tell_to_stop(bool(busy))
                 while waiting and (worker := self._idle(function, busy)) is not None:
                     number = waiting.pop()
-                    worker.pipe.send_bytes(pickle.dumps((number, function, items[number])))
                     busy[worker.pipe] = worker, number
+                    with suppress(OSError):  # killed since; what is read from the pipe says so
+                        worker.pipe.send_bytes(pickle.dumps((number, function, items[number])))
                 for pipe in connection.wait(list(busy), timeout=_POLL_SECONDS):
                     worker, number = busy[pipe]
                     try:
