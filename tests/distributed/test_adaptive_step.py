@@ -1,4 +1,4 @@
-"""Optimizers that set their own pace agree on it over ranks whose batches, and so losses, differ."""
+"""Optimizers that adapt their own step size agree on it over ranks whose batches, and so losses, differ."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metastep.lab.evolution import EvolutionConfig
     from metastep.lab.evolution.run import EvolutionProgress
     from metastep.lab.runtime.executor import Executor
-    from metastep.schedules import SignalSchedule
+    from metastep.schedules.signal_schedule import SignalSchedule
 
 _EXECUTORS = ("local", "ray")
 
@@ -88,7 +88,8 @@ def evolution_config(base: str, scope: str | None, start_from: str | None, **giv
 
 
 def _to_start_from(name: str) -> SignalSchedule:
-    from metastep.schedules import SignalSchedule, load_schedule
+    from metastep.schedules import load_schedule
+    from metastep.schedules.signal_schedule import SignalSchedule
 
     found = load_schedule(name)
     if not isinstance(found, SignalSchedule):

@@ -30,7 +30,7 @@ Work = tuple[Group, list[Tensor], list[Tensor]]
 
 
 class AdaptiveStepOptimizer(Optimizer):
-    """Base of the optimizers that set their own pace.
+    """Base of the optimizers that adapt their own step size.
 
     ``group["lr"]`` stays what the user and schedulers made of it; the rate that a step used is :meth:`applied_rate`.
     Whatever is remembered stands in the groups (numbers) and in ``state`` (tensors), so that ``state_dict`` is all.

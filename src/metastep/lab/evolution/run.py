@@ -19,7 +19,8 @@ from metastep.lab.runtime.executor import Executor
 from metastep.lab.runtime.folder import Folder
 from metastep.lab.runtime.provenance import provenance
 from metastep.lab.runtime.stop_signals import never
-from metastep.schedules import SignalSchedule, save_schedule
+from metastep.schedules import save_schedule
+from metastep.schedules.signal_schedule import SignalSchedule
 
 SETTINGS = "evolution.json"
 #: The settings of a folder until 0.2, whose checkpoint holds another state.
