@@ -1,15 +1,10 @@
 """A task is one new file and one line: shown by adding one to a copy of the package."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tests.one_line.copies import Copy
 
-ROOT = Path(__file__).parents[2]
 NEW_FILE = '''"""Points on two half circles."""
 
 from functools import partial
@@ -49,63 +44,49 @@ TASKS = (
     ),
 )
 '''
-NEW_LINE = '    "moons",\n'
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Run Python with a copy of the package in which the task was added, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("package")
-    shutil.copytree(ROOT / "src" / "metastep", folder / "metastep", ignore=shutil.ignore_patterns("__pycache__"))
-    tasks = folder / "metastep" / "lab" / "tasks"
-    (tasks / "datasets" / "moons.py").write_text(NEW_FILE)
-    table = (tasks / "table.py").read_text()
-    assert table.count('    "sentences",\n') == 1
-    (tasks / "table.py").write_text(table.replace('    "sentences",\n', '    "sentences",\n' + NEW_LINE))
-
-    def python(*arguments, cwd=folder):
-        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    python.folder = folder
-    return python
+def copy(tmp_path_factory):
+    """The package with the task."""
+    new = ("lab/tasks/datasets/moons.py", NEW_FILE)
+    return Copy(tmp_path_factory.mktemp("package"), new, ("lab/tasks/table.py", '    "own",\n', '    "moons",'))
 
 
-def test_the_command_line_lists_it_and_trains_it(run):
-    listed = json.loads(run("-m", "metastep", "list", "tasks", "--json"))
+def test_the_command_line_lists_it_and_trains_it(copy, tmp_path):
+    listed = json.loads(copy.run("-m", "metastep", "list", "tasks", "--json"))
     assert listed["tasks"]["moons/mlp"] == "perceptron on two half circles"
+    out = str(tmp_path / "trained")
     record = json.loads(
-        run("-m", "metastep", "train", "moons/mlp", "--schedule", "cosine", "--out", "trained", "--json")
+        copy.run("-m", "metastep", "train", "moons/mlp", "--schedule", "cosine", "--out", out, "--json")
     )
     assert record["task"] == "moons/mlp"
-    assert (run.folder / "trained" / "run.json").is_file()
+    assert (tmp_path / "trained" / "run.json").is_file()
 
 
-def test_the_benchmark_compares_schedules_on_it(run):
-    options = ("--schedules", "constant,cosine", "--seeds", "1", "--steps", "5", "--out", "compared", "--json")
-    run("-m", "metastep", "compare", "moons/mlp", *options)
-    records = [json.loads(line) for line in (run.folder / "compared" / "records.jsonl").read_text().splitlines()]
+def test_the_benchmark_compares_schedules_on_it(copy, tmp_path):
+    options = (
+        "--schedules",
+        "constant,cosine",
+        "--seeds",
+        "1",
+        "--steps",
+        "5",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    )
+    copy.run("-m", "metastep", "compare", "moons/mlp", *options)
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     assert [record["task"] for record in records] == ["moons/mlp"] * 2
 
 
-def test_the_table_of_the_documentation_has_its_row(run):
-    page = run("-c", "from metastep.lab.tasks.table import tasks_as_markdown; print(tasks_as_markdown())")
+def test_the_table_of_the_documentation_has_its_row(copy):
+    page = copy.run("-c", "from metastep.lab.tasks.table import tasks_as_markdown; print(tasks_as_markdown())")
     row = "| `moons/mlp` | perceptron on two half circles | accuracy | 100, 100 | 60 x 20 | sgd, 0.1 |"
     assert row in page.splitlines()
 
 
-def test_the_contract_tests_pass_on_it(run, tmp_path):
-    contract = ROOT / "tests" / "lab" / "tasks"
-    for file in ("conftest.py", "test_contract.py"):
-        shutil.copy(contract / file, tmp_path / file)
-    passed = run("-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, "-k", "moons", cwd=tmp_path)
-    assert "8 passed" in passed
+def test_the_contract_tests_pass_on_it(copy):
+    contract = "tests/lab/tasks/test_contract.py"
+    assert "8 passed" in copy.run("-m", "pytest", "-q", "-p", "no:cacheprovider", contract, "-k", "moons")
