@@ -13,7 +13,7 @@ from pathlib import Path
 OUT = Path("demo")
 LEARNED = OUT / "learned" / "schedule.safetensors"
 # one base optimizer for all: the schedule was learned for SGD without momentum
-BASE = "--optimizer sgd --momentum 0 --weight-decay 5e-4 --set threads=1"
+BASE = "--optimizer sgd --momentum 0 --set weight_decay=5e-4 --set threads=1"
 # the closed forms get the best of three base rates; the learned schedule and its control are not tuned
 RIVALS = (
     f"--schedules constant,multistep,cosine,staircase,learned={LEARNED},control={LEARNED}@staircase "

@@ -100,7 +100,6 @@ class RunOptions:
     ] = None
     optimizer: Annotated[str | None, typer.Option(help="Base optimizer; default: the task's.")] = None
     momentum: Annotated[float | None, typer.Option(help="Momentum of the optimizer.")] = None
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the optimizer.")] = None
     data_dir: DataFolder = None
     device: Device = "cpu"
     set: Settings = None
