@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
 import metastep as package
 from metastep.cli.app import app
 from metastep.lab.bench.schedules import SCHEDULES
 from metastep.lab.records import read_records
-from metastep.schedules import load_schedule
+from metastep.schedules import load_schedule, save_schedule
 
 SMALL = ("--steps", "20", "--set", "train_size=200", "--set", "threads=1")
 COMMANDS = ("train", "meta-train", "compare", "experiment", "report", "inspect", "list")
@@ -165,3 +166,22 @@ def test_a_finished_run_of_tasks_is_shown_again(metastep) -> None:
     again = metastep("meta-train", "--resume", "out", "--json")
     assert again.code == 0, again.err
     assert again.json == first.json
+
+
+def test_a_schedule_file_may_have_any_sign_in_its_path(metastep, tmp_path: Path) -> None:
+    """As in lr+warmup/me@firm,a=b.safetensors, with a label and without."""
+    file = tmp_path / "lr+warmup" / "me@firm,a=b.safetensors"
+    file.parent.mkdir()
+    torch.manual_seed(0)
+    save_schedule(package.MLRSNet(hidden_size=4), file)
+    name = "lr+warmup/me@firm,a=b.safetensors"
+    options = ("--momentum", "0", "--json")
+    trained = metastep("train", "digits/mlp", *SMALL, *options, "--schedule", name, "--out", "one")
+    assert trained.code == 0, trained.err
+    assert trained.json["schedule"] == name
+    compared = metastep(
+        "compare", "digits/mlp", *SMALL, *options, "--schedules", f"{name},mine={name}", "--seeds", "1", "--out", "two"
+    )
+    assert compared.code == 0, compared.err
+    assert compared.json["runs"] == 2
+    assert {path.name for path in (tmp_path / "two" / "runs").iterdir()} == {"me@firm,a=b", "mine"}
