@@ -97,10 +97,14 @@ def adapt(options: Options, state: GroupState, rows: Tensor, whole: GlobalSums, 
     """
     layout, bounds, rule = state.layout, state.bounds, state.rule
     low, high = bounds.deviations(rule)
-    old = {level: rate_of(deviation, bounds, rule) for level, deviation in state.deviations.items()}
-    sums = {level: whole.sums if level == "global" else fold(rows[:3], layout, level) for level in old}
+    old, sums = {}, {"global": whole.sums}
+    for level, deviation in state.deviations.items():
+        old[level] = rate_of(deviation, bounds, rule)
     slopes = weight_slopes(state, rows, old, fresh) if options.learns_weights else None
-    hats, clips, rejects = {}, {}, {}
+    for level in old:
+        if level != "global":
+            sums[level] = fold(rows[:3], layout, level)
+    hats, clips, rejects = {}, [], []
     for level, rate in old.items():
         elements, ratio, hyper_lr = layout.elements[level], 1.0, options.hyper_rates[level]
         if level == "global":
@@ -116,7 +120,9 @@ def adapt(options: Options, state: GroupState, rows: Tensor, whole: GlobalSums, 
         if ratio != 1.0 and rule == "additive":
             step = step * ratio
         kept, clipped, rejected = bounded(state.deviations[level], step, low, high)
-        hats[level], clips[level], rejects[level] = kept, clipped.sum(), rejected.sum()
+        hats[level] = kept
+        clips.append(clipped.sum())
+        rejects.append(rejected.sum())
     if slopes is not None:
         state.weights.copy_(learn_weights(options.combine, state.weights.to(slopes.dtype), slopes, options.weight_lr))
     if options.pull is not None:
@@ -125,8 +131,9 @@ def adapt(options: Options, state: GroupState, rows: Tensor, whole: GlobalSums, 
     for level, hat in hats.items():
         state.deviations[level].copy_(hat)
     if "parameter" in state.levels:
-        clips["parameter"], rejects["parameter"] = rows[4].sum().long(), rows[5].sum().long()
-    state.rejections += torch.stack([torch.stack([c[level] for level in state.levels]) for c in (clips, rejects)])
+        clips.append(rows[4].sum().long())
+        rejects.append(rows[5].sum().long())
+    state.rejections += torch.stack([torch.stack(clips), torch.stack(rejects)])
 
 
 def weight_slopes(state: GroupState, rows: Tensor, old: dict[str, Tensor], fresh: Tensor | None) -> Tensor:

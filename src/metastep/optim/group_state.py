@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metastep.core.distributed import Ranks, is_flattened, is_sharded, local, local_indices, part_count, ranks_of
+from metastep.core.distributed import (
+    Ranks,
+    is_flattened,
+    is_sharded,
+    local,
+    local_gradient,
+    local_indices,
+    part_count,
+    ranks_of,
+)
 from metastep.core.inner import spread
 from metastep.core.levels import RowLayout, default_unit_dim, make_layout
 from metastep.core.rates import rate_of
@@ -184,6 +193,15 @@ class GroupState:
             tensors = [local(tensor) for tensor in tensors]
         return [real_view(tensor) for tensor in tensors] if self.complex else tensors
 
+    def tensors(
+        self, parameters: list[Tensor], active: list[int], keys: Sequence[str]
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
+        """The active parameters, their gradients and their buffers by key, as `real` gives them."""
+        gradients: list[Any] = [p.grad if self.shards is None else local_gradient(p) for p in parameters]
+        states = [self.states[i] for i in active]
+        buffers = {key: self.real([state[key] for state in states]) for key in keys}
+        return self.real(parameters), self.real(gradients), buffers
+
     def rates(self, level: str) -> Tensor:
         """The rates of a coarser level without the schedule factor, packed."""
         return rate_of(self.deviations[level], self.bounds, self.rule)
@@ -199,7 +217,9 @@ class GroupState:
 
     def combined_rows(self) -> Tensor:
         """(R,) the weighted sum of the coarser levels' rates, without the schedule factor."""
-        rates = {level: rate_of(deviation, self.bounds, self.rule) for level, deviation in self.deviations.items()}
+        rates = {}
+        for level, deviation in self.deviations.items():
+            rates[level] = rate_of(deviation, self.bounds, self.rule)
         rows = torch.zeros(self.layout.tensor_of_row.shape[0], dtype=self.dtype, device=self.weights.device)
         for position, level in enumerate(self.levels):
             if level != "parameter":

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from metastep.core.distributed import is_sharded, local_gradient, rank_count
+from metastep.core.distributed import is_sharded, rank_count
 from metastep.optim import readout
 from metastep.optim.adapt import (
     GlobalSums,
@@ -38,7 +38,7 @@ from metastep.optim.options import (
     number,
     with_defaults,
 )
-from metastep.optim.two_pass import CompiledPasses, EagerPasses, GroupStep, Passes, add_up, settings_of
+from metastep.optim.two_pass import CompiledPasses, EagerPasses, GroupStep, Passes, add_up, pass_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,7 @@ class GroupSettings(NamedTuple):
     values: list[Any]
     options: Options
     direction: Direction
+    buffers: tuple[str, ...]  # of the direction
 
 
 class HyperOptimizer(Optimizer):
@@ -158,7 +159,8 @@ class HyperOptimizer(Optimizer):
         values = [group.get(key) for key in self._watched]
         seen = self._seen[position]
         if seen is None or seen.values != values:
-            seen = GroupSettings(values, self._options(group), self.direction(group))
+            direction = self.direction(group)
+            seen = GroupSettings(values, self._options(group), direction, direction.buffers)
             written_in_place = any(isinstance(v, Tensor) or (isinstance(v, tuple) and holds_tensor(v)) for v in values)
             self._seen[position] = None if written_in_place else seen
         return seen
@@ -221,12 +223,12 @@ class HyperOptimizer(Optimizer):
             if parameters and position not in adapting:
                 self.plain_step(self.param_groups[position])
         steps = [self._measure(position, with_gradient[position]) for position in adapting]
-        add_up([step for step, _ in steps])
-        self.between_passes([step for step, _ in steps])
+        add_up(steps)
+        self.between_passes(steps)
         self._adapt(steps)
-        for step, passes in steps:
+        for step in steps:
             step.state.write_factors(step.lr, step.active_mask)
-            passes.move(step)
+            step.passes.move(step)
             for i in step.active:
                 step.state.last_updates[i] = step.state.states[i]["last_update"] = self._clock + 1
         self._clock += 1
@@ -241,7 +243,7 @@ class HyperOptimizer(Optimizer):
 
     def group_state(self, position: int) -> GroupState | None:
         """The packed rates of a group; None as long as they stand at their start."""
-        return self._group_state(position, []) if self._has_adapted(position) else None
+        return self._group_state(position, [])[0] if self._has_adapted(position) else None
 
     def options(self, position: int) -> Options:
         """The checked options of a group."""
@@ -259,15 +261,14 @@ class HyperOptimizer(Optimizer):
         """Whether the rates of a group stand still at their initial value: then the base optimizer itself steps."""
         return not self._settings(position).options.adapts and not self._has_adapted(position)
 
-    def _measure(self, position: int, parameters: list[Tensor]) -> tuple[GroupStep, Passes]:
+    def _measure(self, position: int, parameters: list[Tensor]) -> GroupStep:
         """First pass over one group: its sums, and its buffers advanced."""
         group = self.param_groups[position]
         if not isinstance(group["lr"], (int, float, Tensor)):
             number("lr", group["lr"])
         if group["initial_rate"] == 0.0 and float(group["lr"]) > 0.0:
             group["initial_rate"] = float(group["lr"])  # a rate that starts at zero starts when it is first set
-        state = self._group_state(position, parameters)
-        _, options, direction = self._settings(position)
+        state, (_, options, direction, keys) = self._group_state(position, parameters)
         everyone = len(parameters) == len(state.members)
         active, fresh, unit_dims = state.everyone, None, state.layout.unit_dims
         if not everyone:
@@ -277,34 +278,37 @@ class HyperOptimizer(Optimizer):
         if not everyone or self._clock == 0 or state.last_updates.count(self._clock) != len(state.members):
             kept = [i for i in active if state.last_updates[i] == self._clock != 0]
             fresh = state.mask(kept)[state.layout.tensor_of_row]
-        gradients: list[Any] = [p.grad if state.shards is None else local_gradient(p) for p in parameters]
-        states = [state.states[i] for i in active]
+        tensors, gradients, buffers = state.tensors(parameters, active, keys)
         step = GroupStep(
             position=position,
             lr=group["lr"],
             options=options,
             state=state,
             direction=direction,
-            settings=settings_of(options, direction, unit_dims),
+            settings=pass_settings(state, options, direction, unit_dims),
             active=active,
-            parameters=state.real(parameters),
-            gradients=state.real(gradients),
-            buffers={key: state.real([entries[key] for entries in states]) for key in direction.buffers},
+            parameters=tensors,
+            gradients=gradients,
+            buffers=buffers,
             active_mask=None if everyone else state.mask(active),
             fresh=fresh,
         )
-        passes = passes_for(step, fused=group.get("fused"))
-        if any(state.last_updates[i] for i in active):
-            step.rows = step.all_rows(passes.measure(step)).to(state.layout.row_elements.dtype)
+        step.passes = passes_for(step, fused=group.get("fused"))
+        if any(map(state.last_updates.__getitem__, active)):
+            step.rows = step.all_rows(step.passes.measure(step)).to(state.layout.row_elements.dtype)
         else:
-            passes.begin(step)
+            step.passes.begin(step)
         state.counts += 1 if step.active_mask is None else step.active_mask
-        return step, passes
+        return step
 
-    def _adapt(self, steps: list[tuple[GroupStep, Passes]]) -> None:
+    def _adapt(self, steps: list[GroupStep]) -> None:
         """Between the passes: every rate and every combination weight moves."""
         shared = self.param_groups[0]["scope"] == "all"
-        moving = [step for step, passes in steps if step.rows is not None and (shared or not passes.adapt(step))]
+        moving = [
+            step
+            for step in steps
+            if step.rows is not None and (shared or not step.passes.adapts or not step.passes.adapt(step))
+        ]
         if not moving:
             return
         first = self.param_groups[0]["initial_rate"] or 1.0
@@ -341,21 +345,21 @@ class HyperOptimizer(Optimizer):
         active = step.active_mask if step.active_mask is not None else torch.ones_like(state.counts, dtype=torch.bool)
         known.step(step.options, rows, whole, active[state.layout.tensor_of_row])
 
-    def _group_state(self, position: int, parameters: list[Tensor]) -> GroupState:
+    def _group_state(self, position: int, parameters: list[Tensor]) -> tuple[GroupState, GroupSettings]:
         """The packed rates of a group, made anew when a member joined, state was replaced or settings changed."""
-        group, (_, options, direction) = self.param_groups[position], self._settings(position)
+        group, settings = self.param_groups[position], self._settings(position)
         members = parameters
         if len(parameters) != len(group["params"]):
             here = {id(p) for p in parameters}
             members = [p for p in group["params"] if id(p) in here or "last_update" in self.state.get(p, ())]
         states = [self.state[p] for p in members]
         packed = self._states[position]
-        if packed is not None and packed.serves(options, members, states, direction.buffers):
-            return packed
+        if packed is not None and packed.serves(settings.options, members, states, settings.buffers):
+            return packed, settings
         for p, state in zip(members, states, strict=True):
-            start_buffers(p, state, direction)
-        self._states[position] = packed = GroupState(group, options, members, states)
-        return packed
+            start_buffers(p, state, settings.direction)
+        self._states[position] = packed = GroupState(group, settings.options, members, states)
+        return packed, settings
 
     def _forget(self) -> None:
         """Drop what is derived from `state`; the next step derives it again."""
@@ -527,7 +531,7 @@ def passes_for(step: GroupStep, fused: bool | None) -> Passes:
     if step.parameters[0].device.type != "cpu":
         untraceable = step.settings.elements is not None and step.options.rule == BY_OPTIMIZER
         return CompiledPasses() if asked and not untraceable else EAGER
-    if asked is None and sum(p.numel() for p in step.parameters) < WORTH_A_KERNEL:
+    if asked is None and sum(map(Tensor.numel, step.parameters)) < WORTH_A_KERNEL:
         return EAGER
     engine = cpu_engine()
     return EAGER if engine is None else engine(step) or EAGER

@@ -7,9 +7,10 @@ rows.
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -104,6 +105,7 @@ class GroupStep:
         fresh: (R,) bool, rows of tensors that are active and were updated in the step before; None where all are.
         rows: (K, R) sums of the first pass, the schedule factor not yet in them; None before any tensor has a last
             direction.
+        passes: What runs the passes.
     """
 
     position: int
@@ -119,6 +121,7 @@ class GroupStep:
     active_mask: Tensor | None
     fresh: Tensor | None
     rows: Tensor | None = None
+    passes: Passes = field(init=False)
 
     def counts(self) -> Tensor:
         """(A,) updates of the active tensors so far."""
@@ -130,26 +133,33 @@ class GroupStep:
 
     def rows_of_active(self, per_row: Tensor) -> Tensor:
         """The rows of active tensors, those that are here, out of an (R,) vector."""
-        chosen = self._chosen_rows()
+        chosen = self.chosen_rows()
         return per_row if chosen is None else per_row[chosen]
 
     def all_rows(self, of_active: Tensor) -> Tensor:
         """(K, R) out of the rows of active tensors that are here; others are zero."""
-        chosen = self._chosen_rows()
+        chosen = self.chosen_rows()
         if chosen is None:
             return of_active
         whole = of_active.new_zeros(of_active.shape[0], self.state.layout.tensor_of_row.shape[0])
         whole[:, chosen] = of_active
         return whole
 
-    def _chosen_rows(self) -> Tensor | None:
+    def chosen_rows(self) -> Tensor | None:
+        """The places of the active tensors' rows that are here; None for all."""
         if self.state.shards is not None:
             return self.state.shards.places(self.active)
         return None if self.active_mask is None else self.active_mask[self.state.layout.tensor_of_row]
 
 
-def settings_of(options: Options, direction: Direction, unit_dims: tuple[int | None, ...]) -> PassSettings:
-    """What the passes are specialised to under some options."""
+def pass_settings(
+    state: GroupState, options: Options, direction: Direction, unit_dims: tuple[int | None, ...]
+) -> PassSettings:
+    """What the passes are specialised to; kept while nothing of it changes."""
+    made_from = (options, direction, unit_dims)
+    known: tuple[tuple[object, ...], PassSettings] | None = state.cache.get("settings")
+    if known is not None and all(map(operator.is_, known[0], made_from)):
+        return known[1]
     elements = None
     if "parameter" in options.levels:
         elements = ElementRule(
@@ -159,12 +169,14 @@ def settings_of(options: Options, direction: Direction, unit_dims: tuple[int | N
             pull_form=options.pull_form,
             pull=tuple((options.pull or {}).get("parameter", {}).items()),
         )
-    return PassSettings(
+    settings = PassSettings(
         unit_dims=unit_dims,
         regularized=options.hyper_objective == "regularized",
         include_decay=options.include_decay and direction.decoupled_decay != 0,
         elements=elements,
     )
+    state.cache["settings"] = (made_from, settings)
+    return settings
 
 
 def add_up(steps: Sequence[GroupStep]) -> None:
@@ -337,6 +349,8 @@ def move(
 class Passes(Protocol):
     """What runs the two passes."""
 
+    adapts: bool  # whether it may move the rates in between as well
+
     def begin(self, step: GroupStep) -> None:
         """Advance the buffers where no tensor has a last direction yet."""
 
@@ -352,6 +366,8 @@ class Passes(Protocol):
 
 class EagerPasses:
     """The passes in multi-tensor operations, run as they are."""
+
+    adapts = False
 
     def begin(self, step: GroupStep) -> None:
         """Advance the buffers where no tensor has a last direction yet."""
@@ -381,18 +397,20 @@ def applied_rates(step: GroupStep, rows: bool = True) -> AppliedRates:
     state, settings = step.state, step.settings
     elements = settings.elements
     weight = state.weights[-1]
-    factors = step.of_active(state.factors)
+    factors, chosen = step.of_active(state.factors), step.chosen_rows()
     parents = {}
     for target, _ in elements.pull if elements is not None else ():
         if target != PREVIOUS:
-            parent = step.rows_of_active(spread(state.parent_rates(target), state.layout, target))
-            parents[target] = row_views(parent, settings.unit_dims, step.parameters)
+            parent = spread(state.parent_rates(target), state.layout, target)
+            parents[target] = row_views(
+                parent if chosen is None else parent[chosen], settings.unit_dims, step.parameters
+            )
     combined = []
     if rows:
         total = state.combined_rows() * state.factors[state.layout.tensor_of_row]
         if step.direction.taken:
             total = total - state.lr
-        combined = row_views(step.rows_of_active(total), settings.unit_dims, step.parameters)
+        combined = row_views(total if chosen is None else total[chosen], settings.unit_dims, step.parameters)
     return AppliedRates(
         rows=combined,
         deviations=[] if elements is None else [state.elementwise[i] for i in step.active],

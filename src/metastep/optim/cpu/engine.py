@@ -235,6 +235,8 @@ class CpuPasses:
         lists: Member of `Tensors` in kernels.cpp to the tensors of each active parameter.
     """
 
+    adapts = True
+
     def __init__(self, library: ctypes.CDLL, step: GroupStep, lists: dict[str, list[Tensor]]) -> None:
         self.library, self.lists, self.direction = library, lists, step.direction
         self.addresses = [p.data_ptr() for p in step.parameters]

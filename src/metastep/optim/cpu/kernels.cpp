@@ -57,6 +57,14 @@ struct Elementwise {
     const float *factor;           // (tensors) schedule factor of the last update
 };
 
+// With what the rules that move a ratio add to a deviation for a positive and for a negative product.
+struct Elements : Elementwise {
+    float up, down;
+    explicit Elements(const Elementwise &e)
+        : Elementwise(e), up(e.rule == COSINE ? std::log1p(e.step) : e.step),
+          down(e.rule == COSINE ? std::log1p(-e.step) : -e.step) {}
+};
+
 struct Tensors {
     float *const *theta;
     const float *const *gradient;
@@ -108,23 +116,16 @@ inline float rate_of(float r, const Elementwise &e) {
     return a > e.high_rate ? e.high_rate : a;
 }
 
-// What the rules that move a ratio add to a deviation for a positive and for a negative product.
-struct Increments {
-    float up, down;
-    explicit Increments(const Elementwise &e)
-        : up(e.rule == COSINE ? std::log1p(e.step) : e.step), down(e.rule == COSINE ? std::log1p(-e.step) : -e.step) {}
-};
-
 // Moves one deviation; adds to the three sums that only elementwise rates have.
 template <int rule>
-inline void adapt(float &r, float product, float factor, const Elementwise &e, const Increments &ratio,
-                  float &weighted, float &clipped, float &rejected) {
+inline void adapt(float &r, float product, float factor, const Elements &e, float &weighted, float &clipped,
+                  float &rejected) {
     float dot = product * factor;
     float a = rate_of<rule>(r, e);
     weighted += a * dot;
     float d;
     if (rule == RATIO)
-        d = (dot > 0.f ? ratio.up : 0.f) + (dot < 0.f ? ratio.down : 0.f) + dot * 0.f;  // the last term carries NaN
+        d = (dot > 0.f ? e.up : 0.f) + (dot < 0.f ? e.down : 0.f) + dot * 0.f;  // the last term carries NaN
     else
         d = rule == ADDITIVE ? e.step * dot : e.step * (a * dot);
     bool bad = !(__builtin_fabsf(d) <= 3.4e38f);
@@ -150,10 +151,9 @@ void finish(double *sums, int64_t piece, float gu, float gg, float uu, float wei
 }
 
 template <int kind, bool decays, int rule>
-void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, double *sums,
+void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const Elements &e, double *sums,
                       int threads) {
     const std::vector<float> taken = shares(s);
-    const Increments ratio(e);
     over_pieces(t, threads, [&](int64_t piece) {
         const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
         const float *__restrict g = x.gradient[k] + o;
@@ -171,7 +171,7 @@ void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const
             float u = kind == PLAIN ? last[i] : kind == MOMENTUM ? v[i] : last[i] + mu * v[i];
             float product = judged * u;
             gu += product, gg += judged * judged, uu += u * u;
-            if (rule != NONE) adapt<rule>(r[i], product, factor, e, ratio, weighted, clipped, rejected);
+            if (rule != NONE) adapt<rule>(r[i], product, factor, e, weighted, clipped, rejected);
             if (kind != PLAIN) v[i] = mu * v[i] + share * total;
             if (kind != MOMENTUM) last[i] = total;
         }
@@ -180,7 +180,7 @@ void momentum_measure(const Table &t, const Tensors &x, const Settings &s, const
 }
 
 template <int kind, int rule>
-void momentum_move(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, const float *rates,
+void momentum_move(const Table &t, const Tensors &x, const Settings &s, const Elements &e, const float *rates,
                    int threads) {
     const Corrections corrections(s);
     over_pieces(t, threads, [&](int64_t piece) {
@@ -200,10 +200,9 @@ void momentum_move(const Table &t, const Tensors &x, const Settings &s, const El
 }
 
 template <bool decays, bool amsgrad, int rule>
-void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, double *sums,
+void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Elements &e, double *sums,
                   int threads) {
     const Corrections corrections(s);
-    const Increments ratio(e);
     over_pieces(t, threads, [&](int64_t piece) {
         const int64_t k = t.tensor[piece], o = t.offset[piece], n = t.length[piece];
         const float *__restrict g = x.gradient[k] + o;
@@ -222,7 +221,7 @@ void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Ele
             float u = (m[i] * c1) / (__builtin_sqrtf(amsgrad ? most[i] : v[i]) * c2 + eps);
             float product = judged * u;
             gu += product, gg += judged * judged, uu += u * u;
-            if (rule != NONE) adapt<rule>(r[i], product, factor, e, ratio, weighted, clipped, rejected);
+            if (rule != NONE) adapt<rule>(r[i], product, factor, e, weighted, clipped, rejected);
             m[i] += (1.f - b1) * (total - m[i]);
             float second = b2 * v[i] + (1.f - b2) * total * total;
             v[i] = second;
@@ -233,7 +232,7 @@ void adam_measure(const Table &t, const Tensors &x, const Settings &s, const Ele
 }
 
 template <bool amsgrad, int rule>
-void adam_move(const Table &t, const Tensors &x, const Settings &s, const Elementwise &e, const float *rates,
+void adam_move(const Table &t, const Tensors &x, const Settings &s, const Elements &e, const float *rates,
                int threads) {
     const Corrections corrections(s);
     over_pieces(t, threads, [&](int64_t piece) {
@@ -253,8 +252,8 @@ void adam_move(const Table &t, const Tensors &x, const Settings &s, const Elemen
     });
 }
 
-using Measure = void (*)(const Table &, const Tensors &, const Settings &, const Elementwise &, double *, int);
-using Move = void (*)(const Table &, const Tensors &, const Settings &, const Elementwise &, const float *, int);
+using Measure = void (*)(const Table &, const Tensors &, const Settings &, const Elements &, double *, int);
+using Move = void (*)(const Table &, const Tensors &, const Settings &, const Elements &, const float *, int);
 
 #define BY_RULE(function, ...)                                                                        \
     (rule == NONE       ? function<__VA_ARGS__, NONE>                                                 \
@@ -522,7 +521,7 @@ void metastep_momentum_measure(const Table *t, const Tensors *x, const Settings 
         f = kind == PLAIN      ? BY_RULE(momentum_measure, PLAIN, false)
             : kind == MOMENTUM ? BY_RULE(momentum_measure, MOMENTUM, false)
                                : BY_RULE(momentum_measure, NESTEROV, false);
-    f(*t, *x, *s, *e, sums, threads);
+    f(*t, *x, *s, Elements(*e), sums, threads);
 }
 
 void metastep_momentum_move(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int kind,
@@ -531,7 +530,7 @@ void metastep_momentum_move(const Table *t, const Tensors *x, const Settings *s,
     Move f = kind == PLAIN      ? BY_RULE(momentum_move, PLAIN)
              : kind == MOMENTUM ? BY_RULE(momentum_move, MOMENTUM)
                                 : BY_RULE(momentum_move, NESTEROV);
-    f(*t, *x, *s, *e, rates, threads);
+    f(*t, *x, *s, Elements(*e), rates, threads);
 }
 
 void metastep_adam_measure(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int amsgrad,
@@ -542,14 +541,14 @@ void metastep_adam_measure(const Table *t, const Tensors *x, const Settings *s, 
         f = amsgrad ? BY_RULE(adam_measure, true, true) : BY_RULE(adam_measure, true, false);
     else
         f = amsgrad ? BY_RULE(adam_measure, false, true) : BY_RULE(adam_measure, false, false);
-    f(*t, *x, *s, *e, sums, threads);
+    f(*t, *x, *s, Elements(*e), sums, threads);
 }
 
 void metastep_adam_move(const Table *t, const Tensors *x, const Settings *s, const Elementwise *e, int amsgrad,
                         const float *rates, int threads) {
     const int rule = e->rule;
     Move f = amsgrad ? BY_RULE(adam_move, true) : BY_RULE(adam_move, false);
-    f(*t, *x, *s, *e, rates, threads);
+    f(*t, *x, *s, Elements(*e), rates, threads);
 }
 
 // Adds the sums of the pieces up by row, in their order: from (pieces, width) to (width, rows).
