@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the slow tests."""
     root = Path(__file__).parent
     slow = [root / place for place in SLOW]
+    assert all(place.exists() for place in slow), f"SLOW must name what is there, got {SLOW}"
     for item in items:
         if any(place == item.path or place in item.path.parents for place in slow):
             item.add_marker(pytest.mark.slow)
