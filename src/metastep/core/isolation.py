@@ -122,7 +122,7 @@ def _mode_changes(visit: Callable[[nn.Module], None]) -> Iterator[None]:
         visit(module)
         return original(module, mode)
 
-    nn.Module.train = train  # type: ignore[method-assign]
+    nn.Module.train = train  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metastep.core.distributed import Ranks, broadcast_tensors, check_ranks, rank_count, sum_over_ranks
-from metastep.schedules import Schedule
+from metastep.schedules.base import LearnedSchedule, Schedule
 
 #: The gradient of a validation loss with respect to a schedule: a tensor for each of its weights that learn, None for
 #: one on which the rates did not depend.
@@ -59,7 +59,8 @@ class SharedSchedule:
         self.schedule = schedule
         self._check_shapes()
         broadcast_tensors([*schedule.parameters(), *schedule.buffers()], ranks)
-        schedule.weights_changed()
+        if isinstance(schedule, LearnedSchedule):
+            schedule.weights_changed()
 
     def _check_shapes(self) -> None:
         """Raise on all ranks unless all have the same number of weights, of the same shapes in the same order."""
@@ -72,7 +73,7 @@ class SharedSchedule:
                 "text and for images differ: learn them apart, or give all the same configuration."
             )
 
-    def mean(self, gradient: MetaGradient | None, *, stop: bool = False) -> list[Tensor] | None:
+    def mean(self, gradient: MetaGradient | None, *, stop: bool = False) -> list[Tensor | None] | None:
         """Average this outer step's meta-gradients over the ranks: one all-reduce, summed in float64.
 
         Args:
