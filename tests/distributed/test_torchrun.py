@@ -34,7 +34,7 @@ def torchrun(*arguments: str, processes: int = 2, restarts: int = 0, **environme
 def metastep(*arguments: str) -> Any:
     """The command line in one process."""
     command = [sys.executable, "-m", "metastep", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def result(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
