@@ -127,7 +127,10 @@ def decode_image(encoded: bytes, *, channels: int, name: str) -> NDArray[np.uint
     Raises:
         ValueError: If it cannot be decoded or is too large.
     """
-    height, width = checked_size(encoded, name)
+    return _decoded(encoded, checked_size(encoded, name), channels, name)
+
+
+def _decoded(encoded: bytes, size: tuple[int, int], channels: int, name: str) -> NDArray[np.uint8]:
     cv2 = optional_module("cv2")
     # The camera's orientation is ignored: the pixels are wanted as they are stored.
     flags = (cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
@@ -135,8 +138,8 @@ def decode_image(encoded: bytes, *, channels: int, name: str) -> NDArray[np.uint
         image: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error:
         image = None
-    if image is None or image.shape[:2] != (height, width):
-        raise ValueError(f"{name} is damaged: it begins like an image of {width} x {height} and cannot be decoded.")
+    if image is None or image.shape[:2] != size:
+        raise ValueError(f"{name} is damaged: it begins like an image of {size[1]} x {size[0]} and cannot be decoded.")
     return image[:, :, ::-1] if channels == 3 else image[:, :, None]  # OpenCV has blue first; a view
 
 
@@ -190,7 +193,7 @@ def decode_images(
                 raise ValueError(
                     f"{name(i)} must have the size of {name(0)}, {size}, got {own}; resize the images beforehand."
                 )
-            image = decode_image(source, channels=channels, name=name(i))
+            image = _decoded(source, own, channels, name(i))
             images[i] = _scaled(image, size) if scaled else image
 
     stretch = 512
