@@ -113,7 +113,7 @@ def test_a_step_costs_one_message_of_24_bytes(found: list[dict[str, Any]]) -> No
     for rank in found:
         steps = " ".join(f"{name}:{size}" for name, size in rank["messages"]).split("step:0")
         weights = 2 * 4 * sum(weight.numel() for weight in ms.MLRSNet(4).parameters())
-        assert steps[0].split() == [f"broadcast:{weights}", "broadcast:32", "broadcast:8", "allreduce:24"]
+        assert steps[0].split() == [f"broadcast:{weights}", "broadcast:40", "broadcast:8", "allreduce:24"]
         assert steps[1].split() == ["allreduce:24"]
         assert steps[2].split() == ["allreduce:24", "allreduce:8"]  # measure_loss, when a phase begins
         assert steps[3].split() == ["allreduce:24"]

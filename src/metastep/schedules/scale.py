@@ -214,12 +214,12 @@ class RunScale:
         Args:
             from_first: turns numbers of this rank into those of the first; NaN stands for what is not known.
         """
-        mine = [self.initial_loss, self.num_classes, self.gamma, self._first, self._given_classes, self._doubtful]
+        mine = [self.initial_loss, self.num_classes, self.gamma, self._first, self._doubtful]
         first = from_first([math.nan if value is None else value for value in mine])
-        initial, classes, gamma, start, given, doubtful = (None if math.isnan(value) else value for value in first)
+        initial, classes, gamma, start, doubtful = (None if math.isnan(value) else value for value in first)
         self.initial_loss, self.num_classes = initial, None if classes is None else int(classes)
         self.gamma, self._first = gamma, start
-        self._given_classes, self._doubtful = None if given is None else int(given), int(doubtful or 0)
+        self._doubtful = int(doubtful or 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers; reads the device, if a running mean is there."""
