@@ -1,7 +1,7 @@
 """No file of the package reads bytes in a way that could run what is in them; each loader has a trap test of its own.
 
 The traps are in ``tests/schedules`` (files, shipped names), ``tests/integrations/test_hub.py`` (folders, the hub),
-``tests/lab/runtime/test_checkpoints.py`` and ``tests/cli`` (runs), and
+``tests/lab/runtime/test_folder.py`` and ``tests/cli`` (runs), and
 ``tests/lab/tasks/test_loaders.py`` (CIFAR's batches).
 """
 
@@ -76,9 +76,9 @@ def test_a_safe_call_is_passed(source: str) -> None:
         "schedules/test_checkpoint.py",
         "schedules/test_shipped.py",
         "integrations/test_hub.py",
-        "meta/test_checkpoints.py",
+        "lab/runtime/test_folder.py",
         "cli/test_bad_input.py",
-        "tasks/test_loaders.py",
+        "lab/tasks/test_loaders.py",
     ],
 )
 def test_every_loader_has_its_trap(path: str) -> None:
