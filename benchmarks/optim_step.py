@@ -65,13 +65,13 @@ def optimizers(network: Callable[[], torch.nn.Module], base: str, device: str) -
             p.grad = torch.randn_like(p) * 1e-3
         return result
 
-    namesake, ours, extra = {
+    base_class, ours, extra = {
         "sgd": (torch.optim.SGD, HyperSGD, {"momentum": 0.9}),
         "adam": (torch.optim.Adam, HyperAdam, {}),
     }[base]
     result: dict[str, torch.optim.Optimizer] = {
-        "fused": namesake(parameters(), lr=1e-6, fused=True, **extra),
-        "foreach": namesake(parameters(), lr=1e-6, foreach=True, **extra),
+        "fused": base_class(parameters(), lr=1e-6, fused=True, **extra),
+        "foreach": base_class(parameters(), lr=1e-6, foreach=True, **extra),
     }
     for name, levels in LEVELS.items():
         result[name] = ours(parameters(), lr=1e-6, levels=levels, compiled=True, **extra)

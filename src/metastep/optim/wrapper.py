@@ -93,8 +93,10 @@ class Hyper(HyperOptimizer):
         try:
             for step in probing:
                 rate = probe_rate(step)
-                tensor = isinstance(step.lr, Tensor)
-                self.param_groups[step.position]["lr"] = torch.full_like(step.lr, rate) if tensor else rate
+                like = step.lr  # a tensor stays one
+                self.param_groups[step.position]["lr"] = (
+                    torch.full_like(like, rate) if isinstance(like, Tensor) else rate
+                )
             self.optimizer.step()
         finally:
             for step in probing:
