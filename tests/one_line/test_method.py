@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROW = '''    Method(
+ROW = """    Method(
         name="asgd",
         summary="torch's averaged SGD, constant rate",
         source="Polyak and Juditsky 1992",
@@ -19,7 +19,7 @@ ROW = '''    Method(
         space={LR: LogUniform(1e-3, 10.0), "momentum": Uniform(0.5, 0.99)},
         defaults={LR: 0.1, "momentum": 0.9},
     ),
-'''
+"""
 #: The row is added before this line of the table.
 PLACE = "    # a statistical test\n"
 

@@ -27,7 +27,8 @@ HYPER_OPTIMIZERS: dict[str, str] = {
 }
 _MODULES = {**HYPER_OPTIMIZERS, "Hyper": "metastep.optim.wrapper", "log_rates": "metastep.optim.readout"}
 
-__all__ = sorted(_MODULES)
+if not TYPE_CHECKING:  # type checkers take the names as they are imported above
+    __all__ = sorted(_MODULES)
 
 
 def short_name(name: str) -> str:

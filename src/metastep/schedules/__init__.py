@@ -1,5 +1,7 @@
 """Schedules: from the training loss to the learning rate."""
 
+from typing import TYPE_CHECKING
+
 from metastep.schedules.base import LearnedSchedule as LearnedSchedule
 from metastep.schedules.base import Schedule as Schedule
 from metastep.schedules.files import ScheduleFileError as ScheduleFileError
@@ -15,4 +17,5 @@ from metastep.schedules.scale import ScaleRule as ScaleRule
 _OTHERS = ("LearnedLR", "LearnedSchedule", "ScaleRule", "Schedule", "ScheduleFileError")
 _FUNCTIONS = ("load_schedule", "save_schedule", "shipped_schedules")
 
-__all__ = sorted([*REGISTRY, *_OTHERS, *_FUNCTIONS])
+if not TYPE_CHECKING:  # type checkers take the names as they are imported above
+    __all__ = sorted([*REGISTRY, *_OTHERS, *_FUNCTIONS])

@@ -4,6 +4,8 @@ From that line follow ``metastep.NAME``, saving and loading, what the command li
 in the table of the documents, and the contract tests. ``as`` says to type checkers that the name is passed on.
 """
 
+from typing import TYPE_CHECKING
+
 from metastep.schedules import base as _base
 from metastep.schedules.closed_form import Constant as Constant
 from metastep.schedules.closed_form import Cosine as Cosine
@@ -26,7 +28,8 @@ REGISTRY: dict[str, type[_base.Schedule]] = {
     name: kind for name, kind in list(globals().items()) if isinstance(kind, type) and issubclass(kind, _base.Schedule)
 }
 
-__all__ = [*REGISTRY, "REGISTRY"]
+if not TYPE_CHECKING:  # type checkers take the names as they are imported above
+    __all__ = [*REGISTRY, "REGISTRY"]
 
 
 def table() -> str:

@@ -20,7 +20,7 @@ from metastep.lab.bench.config import RunConfig, read_config
 from metastep.lab.bench.curves import CurveLog, columns_of, layers_of
 from metastep.lab.bench.protocols import load_run_task
 from metastep.lab.bench.ranks import any_rank, gather_rank_states, mean_of_ranks, rank_zero_decides, with_rank_state
-from metastep.lab.bench.schedules import is_from_files
+from metastep.lab.bench.schedules import is_from_files, phases_of
 from metastep.lab.bench.training import make_trainer
 from metastep.lab.records import Record, encode_record, read_record
 from metastep.lab.runtime.folder import CheckpointError, Folder, LogMark, state_of
@@ -28,7 +28,7 @@ from metastep.lab.runtime.provenance import provenance
 from metastep.lab.runtime.stop_signals import never
 from metastep.lab.tasks import Task
 from metastep.optim.hyper import HyperOptimizer
-from metastep.schedules import LearnedLR, MLRSNet, Phased, Schedule, load_schedule, save_schedule
+from metastep.schedules import LearnedLR, MLRSNet, Schedule, load_schedule, save_schedule
 
 _LOG = logging.getLogger(__name__)
 
@@ -278,7 +278,7 @@ class Run:
         if log is not None:
             log.write("valid", self.trainer.steps, {**self._valid, "seconds": self._train_seconds})
 
-    def _finish(self, log: CurveLog | None) -> dict[str, Any]:
+    def _finish(self, log: CurveLog | None) -> Record:
         test: dict[str, float] = {}
         inner: dict[str, float] = {}
         if self.status == "finished":
@@ -403,7 +403,7 @@ class Run:
         files = [self._snapshot(step) for step in self._snapshots()]
         learned: Schedule = self.trainer.lr.schedule
         if len(files) > 1:
-            learned = Phased([load_schedule(file) for file in files])
+            learned = phases_of([load_schedule(file) for file in files])
         save_schedule(learned, self.folder / "schedule.safetensors")
 
 

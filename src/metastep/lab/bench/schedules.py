@@ -1,6 +1,6 @@
 """The schedules a run can name: the closed forms, MLR-SNet learned in the loop, and schedules in files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -57,7 +57,16 @@ def _published() -> Schedule:
 
 def _together(members: list[Schedule]) -> Schedule:
     """One schedule as it is; several as phases of equal length."""
-    return members[0] if len(members) == 1 else Phased([member for member in members if _is_learned(member)])
+    return members[0] if len(members) == 1 else phases_of(members)
+
+
+def phases_of(members: Sequence[Schedule]) -> Phased:
+    """One schedule that uses learned ones one after the other.
+
+    Raises:
+        ValueError: if one of them is not learned.
+    """
+    return Phased([member for member in members if _is_learned(member)])
 
 
 def _is_learned(schedule: Schedule) -> TypeGuard[LearnedSchedule]:
@@ -251,7 +260,7 @@ def _from_files(schedule: str) -> Schedule:
         raise ValueError(f"schedule may end in @staircase, got @{control}.")
     made = _together([load_schedule(file) for file in files])
     if control:
-        made = (made if isinstance(made, Phased) else Phased(list(filter(_is_learned, [made])))).staircase()
+        made = (made if isinstance(made, Phased) else phases_of([made])).staircase()
     return made
 
 

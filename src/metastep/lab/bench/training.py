@@ -375,6 +375,7 @@ def _schedule(config: RunConfig, task: Task, file: Path | None) -> tuple[Schedul
     schedule, learns = make_schedule(config.schedule, config.total_steps, text=task.text)
     if learns and config.meta is not None:
         hidden, layers = config.meta.hidden_size, config.meta.num_layers
+        assert isinstance(schedule, MLRSNet)
         # the published text variant has no bottleneck
         schedule = MLRSNet(hidden, layers, bottleneck=hidden if task.text else None, scale=schedule.scale)
     return _scaled(schedule, config), learns
