@@ -1,6 +1,7 @@
 """For all tests: one cache of decoded images and compiled kernels for the whole session, and which tests are slow."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,12 @@ SLOW = (
     "one_line",
     "packaging",
 )
+
+
+def pytest_configure() -> None:
+    """Hear a closed connection as usual, where the tests run under ``nohup``: what they start inherits it."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -40,7 +40,18 @@ def test_a_shipped_schedule_drives_a_run_by_name(metastep, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("schedule", ["mlrsnet-cifar10", "mlr-snet", "signal-sgd"])
 def test_a_schedule_for_another_base_is_refused_unless_it_is_allowed(metastep, schedule: str) -> None:
-    small = ("digits/mlp", "--optimizer", "adamw", "--steps", "3", "--train-size", "200", "--threads", "1", "--json")
+    small = (
+        "digits/mlp",
+        "--optimizer",
+        "adamw",
+        "--steps",
+        "3",
+        "--set",
+        "train_size=200",
+        "--set",
+        "threads=1",
+        "--json",
+    )
     refused = metastep("train", *small, "--schedule", schedule)
     assert (refused.code, refused.out) == (2, "")
     assert "the optimizer is adamw" in refused.err

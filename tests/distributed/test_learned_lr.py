@@ -129,7 +129,7 @@ def test_sharing_a_window_on_an_accelerator_reads_nothing_back() -> None:
         window.add(torch.empty((), device="meta"))  # which has no value to be read
         window.add(1.0)
         window.share(lambda sums: 2 * sums)
-        assert window.close().device.type == "meta"
+        assert window.flush().device.type == "meta"
 
 
 @pytest.mark.parametrize("group", ["gloo", True, 2])

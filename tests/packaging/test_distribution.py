@@ -129,6 +129,7 @@ ms.save_schedule(ms.MLRSNet(), "mine.safetensors")
 AFTER = """
 readme = [lr.steps, *lr.get_last_lr()]
 lr.detach()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 lr = ms.LearnedLR(optimizer, ms.load_schedule("mlrsnet-cifar10"), num_classes=10, total_steps=12)
 hyper = ms.HyperSGD(model.parameters(), lr=0.1, levels=("global", "layer", "unit"))
 losses = []

@@ -77,7 +77,7 @@ def test_every_make_target_that_a_workflow_calls_is_in_the_makefile() -> None:
         for step in all_steps(path)
         for target in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))
     }
-    assert called == {"test", "lint", "docs", "venv"}
+    assert called == {"test", "test-slow", "lint", "docs", "venv"}
     assert called <= targets
 
 

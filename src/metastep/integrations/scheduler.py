@@ -132,16 +132,21 @@ class TrainerStep:
     def __init__(self, lr: LearnedLR, learner: MetaLearner | None) -> None:
         if learner is not None and learner.horizon != 1:
             raise ValueError(f"learner must have horizon 1 inside a trainer, got {learner.horizon}; write the loop.")
-        if isinstance(getattr(getattr(lr.optimizer.step, "__func__", None), "__self__", None), TrainerStep):
+        if isinstance(getattr(lr.optimizer.step, "__func__", None), TrainerStep):
             raise ValueError("learner has an AsScheduler already; use that one, or call its release() first.")
         self.lr, self.learner = lr, learner
         self.scaler: GradScaler | None = None
         self.empty = False
         self._inside = False
         self._plain: Callable[..., Any] = lr.optimizer.step
-        lr.optimizer.__dict__["step"] = MethodType(self._step, lr.optimizer)
+        lr.optimizer.__dict__["step"] = MethodType(self, lr.optimizer)
 
-    def _step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    def __get__(self, optimizer: Optimizer, kind: type[Optimizer]) -> MethodType:
+        """Bind as a function does: a torch scheduler that is attached later binds what it wraps anew."""
+        return MethodType(self, optimizer)
+
+    def __call__(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step of the optimizer."""
         if self._inside:
             return self._plain()
         if closure is None:

@@ -45,7 +45,7 @@ class SharedSchedule:
     Example:
         >>> from metastep.schedules import MLRSNet
         >>> shared = SharedSchedule(MLRSNet(hidden_size=2))
-        >>> gradient = [torch.ones(3)]
+        >>> gradient = [torch.ones_like(weight) for weight in shared.schedule.parameters()]
         >>> torch.equal(shared.mean(gradient)[0], gradient[0])  # one rank: its own
         True
     """

@@ -152,6 +152,15 @@ def log_rates(optimizer: Readable, writer: SummaryWriter, step: int, prefix: str
         writer: A `torch.utils.tensorboard.SummaryWriter` (extra "track").
         step: Step to log at.
         prefix: First part of every tag; the rest is group, level and tensor name.
+
+    Example:
+        >>> from unittest.mock import Mock
+        >>> from metastep.optim import HyperSGD, log_rates
+        >>> optimizer = HyperSGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)
+        >>> writer = Mock()  # torch.utils.tensorboard.SummaryWriter("logs")
+        >>> log_rates(optimizer, writer, step=0)
+        >>> writer.add_scalar.called
+        True
     """
     for position, group in enumerate(rates(optimizer)):
         head = f"{prefix}/{position}"

@@ -41,8 +41,11 @@ def test_a_terminal_that_is_gone_does_not_keep_a_run_from_stopping() -> None:
     def gone() -> None:
         raise OSError("Input/output error")
 
-    handler = signal.getsignal(signal.SIGHUP)
-    with StopSignal(gone) as stop:
-        signal.raise_signal(signal.SIGHUP)
-        assert stop()
-    assert signal.getsignal(signal.SIGHUP) is handler
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not ignored, as it is where the tests run under nohup
+    try:
+        with StopSignal(gone) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -13,8 +13,8 @@ import pickle
 import shutil
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
@@ -122,8 +122,8 @@ class Folder:
             FolderGone: if the folder was deleted or renamed.
             OSError: if it cannot be written; the file is then as it was.
         """
-        self.check()
-        write_atomically(self.path / name, data)
+        with self._noticing_its_loss():
+            write_atomically(self.path / name, data)
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint; see :meth:`CheckpointFile.save`.
@@ -132,8 +132,18 @@ class Folder:
             FolderGone: if the folder was deleted or renamed.
             OSError: if it cannot be written; the checkpoints are then as they were.
         """
+        with self._noticing_its_loss():
+            self.checkpoint.save(state)
+
+    @contextmanager
+    def _noticing_its_loss(self) -> Iterator[None]:
+        """Check before something is written; where writing fails, say first if that is because the folder is gone."""
         self.check()
-        self.checkpoint.save(state)
+        try:
+            yield
+        except FileNotFoundError:
+            self.check()
+            raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
