@@ -52,10 +52,10 @@ def test_a_schedule_for_another_base_is_refused_unless_it_is_allowed(metastep, s
         "threads=1",
         "--json",
     )
-    refused = metastep("train", *small, "--schedule", schedule)
+    refused = metastep("train", *small, "--json", "--schedule", schedule)
     assert (refused.code, refused.out) == (2, "")
     assert "the optimizer is adamw" in refused.err
     assert "--allow-other-base" in refused.err
     assert "sgd" in refused.err
     with pytest.warns(UserWarning, match="the optimizer is adamw"):
-        assert metastep("train", *small, "--schedule", schedule, "--allow-other-base").code == 0
+        assert metastep("train", *small, "--json", "--schedule", schedule, "--allow-other-base").code == 0

@@ -28,7 +28,7 @@ from metastep.lab.bench.tuning import (
     storage_errors,
 )
 from metastep.lab.records import Curve, Record, read_record
-from metastep.lab.runtime.folder import Folder
+from metastep.lab.runtime.folder import CheckpointError, Folder
 from metastep.lab.runtime.provenance import provenance
 from metastep.lab.tasks import Task
 from metastep.lab.tasks.table import recipe_of
@@ -96,6 +96,7 @@ class SearchJob:
         Raises:
             StorageUnreachable: if the storage is lost.
             FolderInUse: if another process is at it.
+            CheckpointError: if a run that was begun has no readable checkpoint.
             OSError: if something cannot be written.
         """
         with Folder(self.folder):
@@ -145,7 +146,7 @@ class SearchJob:
         try:
             config = self.method.configure(base, values)
             record = _record_of_run(config, self._trial_folder(number), should_stop, moved)
-        except OSError:
+        except (OSError, CheckpointError):  # what is there stays as it is
             raise
         except Exception as error:  # a trial that fails is one that was made, and the worst
             unknown = math.inf
@@ -216,6 +217,7 @@ class RunJob:
 
         Raises:
             FolderInUse: if another process is at it.
+            CheckpointError: if a run that was begun has no readable checkpoint.
             OSError: if something cannot be written.
         """
         found = dict(self.values)
@@ -233,7 +235,7 @@ class RunJob:
         try:
             config = self.method.configure(self.base, found)
             record = _record_of_run(config, self.folder, should_stop, report, self.schedule_file)
-        except OSError:
+        except (OSError, CheckpointError):  # what is there stays as it is
             raise
         except Exception as error:
             shutil.rmtree(self.folder, ignore_errors=True)
