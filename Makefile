@@ -73,7 +73,7 @@ pages: $(READY)  ## make the report pages of results/ from their records, into p
 	@set -e; for file in $$(find results -name records.jsonl | sort); do folder=$$(dirname $$file); \
 	  $(BIN)/metastep report $$folder -o pages/$${folder#results/}/report.html; done
 
-demo: $(READY)  ## learn a schedule, compare it with its rivals, write a report; takes a few minutes
+demo: $(READY)  ## learn a schedule, compare it with baselines, write a page; takes a few minutes
 	$(BIN)/python examples/demo.py
 
 clean:  ## remove the environment, the caches and what was built
