@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from inspect import Signature, signature
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -144,6 +145,11 @@ class TrainerStep:
     def __get__(self, optimizer: Optimizer, kind: type[Optimizer]) -> MethodType:
         """Bind as a function does: a torch scheduler that is attached later binds what it wraps anew."""
         return MethodType(self, optimizer)
+
+    @property
+    def __signature__(self) -> Signature:
+        """What GradScaler reads, to see whether a step takes it as an argument."""
+        return signature(self.__call__)
 
     def __call__(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step of the optimizer."""
