@@ -198,15 +198,19 @@ class CheckpointFile:
         torch.save(state, buffer)
         payload = buffer.getvalue()
         complete = self.path.with_name(f".{self.path.name}.complete.part")
-        write_atomically(complete, payload)
+        checksum = complete.with_name(f".{_beside(self.path).name}.complete.part")
         try:
+            write_atomically(complete, payload)
+            write_atomically(checksum, f"{hashlib.sha256(payload).hexdigest()}  {self.path.name}\n")
+            # From here on only names change, so that for a moment alone both names stand for one file.
             if self.path.exists():
                 self._keep_previous()
             # A kill between these two lines leaves the older file under a newer checksum; previous has the older one.
-            write_atomically(_beside(self.path), f"{hashlib.sha256(payload).hexdigest()}  {self.path.name}\n")
+            os.replace(checksum, _beside(self.path))
             os.replace(complete, self.path)
         finally:
             complete.unlink(missing_ok=True)
+            checksum.unlink(missing_ok=True)
         sync_folder(self.path.parent)
 
     def load(self) -> tuple[dict[str, Any], str | None]:
