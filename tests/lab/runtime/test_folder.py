@@ -211,14 +211,31 @@ def test_a_folder_has_one_holder_and_is_free_afterwards(tmp_path: Path) -> None:
         assert (tmp_path / "new" / ".lock").read_text() == str(os.getpid())
 
 
-def test_where_there_are_no_locks_nothing_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "answer", [OSError(errno.ENOLCK, "No locks"), OSError(errno.EOPNOTSUPP, "Not supported"), NotImplementedError()]
+)
+def test_where_there_are_no_locks_nothing_is_locked_and_it_is_said(
+    answer: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(*args: object, **named: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise answer
 
     monkeypatch.setattr(module.FileLock, "acquire", none)
-    with Folder(tmp_path), Folder(tmp_path) as folder:
+    said = pytest.warns(UserWarning, match="has no locks, so that nothing keeps a second command out")
+    with said, Folder(tmp_path), Folder(tmp_path) as folder:
         folder.write("file", "content")
     assert (tmp_path / "file").read_text() == "content"
+
+
+def test_a_lock_that_cannot_be_taken_for_another_reason_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **named: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module.FileLock, "acquire", refused)
+    with pytest.raises(PermissionError), Folder(tmp_path):
+        pass
 
 
 def test_an_error_inside_lets_go(tmp_path: Path) -> None:

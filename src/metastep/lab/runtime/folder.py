@@ -5,6 +5,7 @@ replaced as a whole, so a kill, a full disk or a power cut leaves the old or the
 behind half written is removed when the next one begins.
 """
 
+import errno
 import hashlib
 import io
 import math
@@ -12,6 +13,7 @@ import os
 import pickle
 import shutil
 import struct
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +28,8 @@ from filelock import FileLock, Timeout
 from metastep.files import decode_json, sync_folder, write_atomically
 
 T = TypeVar("T")
+#: What a file system without locks answers.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 #: What a killed process leaves behind, half written.
 _LEFT_BEHIND = (".*.part", "snapshots/.*.part", ".checkpoint.pt.complete")
 #: What checkpoints began with until 0.2: this line, a SHA-256 digest, and then what ``torch.save`` wrote.
@@ -80,8 +84,14 @@ class Folder:
             lock.acquire()
         except Timeout:
             raise FolderInUse(f"{self.path} is in use by {_holder(place)}; wait for it, or stop it first.") from None
-        except (OSError, NotImplementedError):  # this file system has no locks
-            pass
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"the file system of {self.path} has no locks, so that nothing keeps a second command out of this "
+                "folder; start only one there.",
+                stacklevel=2,
+            )
         else:
             self._lock = lock
             with suppress(OSError):  # where a locked file cannot be written
