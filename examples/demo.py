@@ -21,7 +21,7 @@ BASELINES = (
 )
 COMMANDS = {
     "1. Learn a schedule on a small convnet": f"meta-train digits/convnet --set threads=1 --out {OUT}/learned",
-    "2. What was learned": f"inspect {LEARNED}",
+    "2. What was learned": f"inspect {LEARNED} --plot {OUT}/learned/rates.png",
     "3. Use it for another network": f"compare digits/mlp {BASE} {BASELINES} --out {OUT}/other-network",
     "4. Use it for a run twice as long": f"compare digits/convnet {BASE} {BASELINES} --steps 1600 "
     f"--out {OUT}/twice-as-long",

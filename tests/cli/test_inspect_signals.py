@@ -1,4 +1,4 @@
-"""What inspect shows of a schedule that watches its optimizer are the rates of real runs."""
+"""What inspect shows of a schedule that reads its optimizer are the rates of real runs."""
 
 from pathlib import Path
 

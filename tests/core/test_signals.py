@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oracles.signals_twin import Twin
+from tests.oracles.signals_reference import ReferenceSignals
 from torch import Tensor
 
 from metastep.core.signals import (
@@ -52,24 +52,24 @@ def of(raw: Tensor, **options) -> Tensor:
 
 @pytest.mark.parametrize(("horizon", "loss_known"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("level", [1.0, -1.0])
-def test_signals_equal_a_slow_twin_through_spikes_and_gaps(level: float, horizon: bool, loss_known: bool) -> None:
+def test_signals_equal_a_slow_reference_through_spikes_and_gaps(level: float, horizon: bool, loss_known: bool) -> None:
     raw = run(60, level=level)
     raw[0, 0] = 0.0  # no level to measure by
     raw[7, 2], raw[20, 0], raw[21, 0] = math.nan, math.inf, math.nan
     raw[40, 2], raw[55, 0] = 1e9, 500.0
     raw[30, 2] = raw[31, 3] = raw[33, 4] = 0.0
-    state, twin = init_signals((), torch.float64), Twin()
+    state, reference = init_signals((), torch.float64), ReferenceSignals()
     for step, numbers in enumerate(raw):
         loss, *rest = numbers.unbind()
         gap = step in (12, 13)
         state = observe(state, None if gap else loss, *rest)
-        twin.observe(None if gap else float(loss), *map(float, rest))
+        reference.observe(None if gap else float(loss), *map(float, rest))
         found = features(state, torch.tensor(-2.0).double(), step, TOTAL, SIGNALS, horizon, loss_known)
-        expected = twin.features(-2.0, step, TOTAL, horizon, loss_known)
+        expected = reference.features(-2.0, step, TOTAL, horizon, loss_known)
         assert dict(zip(NAMES, found.tolist(), strict=True)) == pytest.approx(expected, abs=1e-12), step
-        assert (bool(state.skipped), bool(state.backoff)) == (twin.skipped, twin.backoff), step
-        assert int(state.skips) == twin.skips, step
-    assert twin.skips >= 4  # each kind: gradient and loss, broken and far off
+        assert (bool(state.skipped), bool(state.backoff)) == (reference.skipped, reference.backoff), step
+        assert int(state.skips) == reference.skips, step
+    assert reference.skips >= 4  # each kind: gradient and loss, broken and far off
 
 
 scales = st.floats(min_value=-30, max_value=30)

@@ -1,4 +1,4 @@
-"""A schedule that watches the gradients gives through every adapter the rates of a plain loop."""
+"""A schedule that reads the gradients gives through every adapter the rates of a plain loop."""
 
 from functools import partial
 from pathlib import Path

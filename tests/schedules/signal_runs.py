@@ -1,4 +1,4 @@
-"""Small problems on which schedules that watch the optimizer are run."""
+"""Small problems on which schedules that read the optimizer are run."""
 
 from collections.abc import Callable, Iterable
 

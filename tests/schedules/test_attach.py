@@ -60,9 +60,9 @@ def test_a_group_that_joins_later_with_the_default_tensor_is_like_the_first() ->
     rates(lr, optimizer, [2.3])
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     assert optimizer.param_groups[1]["lr"] is optimizer.param_groups[0]["lr"]
-    twin = null(0.2)
+    copy_of_it = null(0.2)
     rates(lr, optimizer, [2.0])
-    assert rates(attached(twin), twin, [2.3, 2.0])[1] == pytest.approx(optimizer.used[1][0], rel=1e-6)
+    assert rates(attached(copy_of_it), copy_of_it, [2.3, 2.0])[1] == pytest.approx(optimizer.used[1][0], rel=1e-6)
     assert optimizer.used[1][0] == optimizer.used[1][1]
 
 

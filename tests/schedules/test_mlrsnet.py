@@ -115,9 +115,9 @@ def test_writing_to_data_needs_a_word() -> None:
 def test_a_copy_has_weights_of_its_own(copied) -> None:
     network = net()
     before = network.query(2.3, network.init_state())[0]
-    twin = copied(network)
-    one_entry(twin)
-    assert network.query(2.3, network.init_state())[0] == before != twin.query(2.3, twin.init_state())[0]
+    copy_of_it = copied(network)
+    one_entry(copy_of_it)
+    assert network.query(2.3, network.init_state())[0] == before != copy_of_it.query(2.3, copy_of_it.init_state())[0]
 
 
 @pytest.mark.parametrize("path", ["forward", "query"])

@@ -90,22 +90,22 @@ def test_an_open_window_is_saved_with_its_losses() -> None:
 def test_a_copy_of_model_optimizer_and_schedule_goes_its_own_way(copied) -> None:
     run, lr = start("learned", "momentum")
     train(run, lr, range(5))
-    twin, twin_lr = copied((run, lr))
+    copy_of_it, lr_of_the_copy = copied((run, lr))
     rng = torch.random.get_rng_state()
     expected = train(run, lr, range(5, 10))
     torch.random.set_rng_state(rng)
-    assert train(twin, twin_lr, range(5, 10)) == expected
-    assert twin_lr.optimizer is twin.optimizer is not run.optimizer
-    assert (lr.steps, twin_lr.steps) == (10, 10)
-    assert len(twin.optimizer._optimizer_step_pre_hooks) == 1
+    assert train(copy_of_it, lr_of_the_copy, range(5, 10)) == expected
+    assert lr_of_the_copy.optimizer is copy_of_it.optimizer is not run.optimizer
+    assert (lr.steps, lr_of_the_copy.steps) == (10, 10)
+    assert len(copy_of_it.optimizer._optimizer_step_pre_hooks) == 1
 
 
 def test_a_copy_of_a_detached_one_is_detached() -> None:
     run, lr = start("learned", "momentum")
     lr.detach()
-    twin, _ = copy.deepcopy((run, lr))
-    twin.backward(0)
-    twin.optimizer.step()  # asks for no loss
+    copy_of_it, _ = copy.deepcopy((run, lr))
+    copy_of_it.backward(0)
+    copy_of_it.optimizer.step()  # asks for no loss
 
 
 def test_a_state_dict_shares_nothing_with_the_run() -> None:

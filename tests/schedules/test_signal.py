@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.oracles.signals_twin import Twin
+from tests.oracles.signals_reference import ReferenceSignals
 from torch import Tensor
 
 import metastep as ms
@@ -38,15 +38,15 @@ def rates(made: ms.SignalSchedule, steps: int) -> list[float]:
     return found
 
 
-def test_a_run_is_the_networks_equations_on_the_twins_signals() -> None:
-    made, twin = schedule(hidden=4, total_steps=30), Twin()
+def test_a_run_is_the_networks_equations_on_the_signals_of_the_reference() -> None:
+    made, reference = schedule(hidden=4, total_steps=30), ReferenceSignals()
     size = len(made.feature_names) * 4
     flat = made.flat_weights()
     w1, b1, w2, b2 = flat[:size].view(-1, 4), flat[size : size + 4], flat[size + 4 : size + 8], flat[-1]
     m, expected = math.log(0.01), []
     for step, reading in enumerate(readings(30)):
-        twin.observe(float(reading.loss), *reading.network.tolist())
-        read = twin.features(m, step, 30, True, True)
+        reference.observe(float(reading.loss), *reading.network.tolist())
+        read = reference.features(m, step, 30, True, True)
         x = torch.tensor([read[name] for name in made.feature_names], dtype=torch.float64)
         drive = math.tanh(float(torch.tanh(x @ w1 + b1) @ w2 + b2))
         m += drive * min(1, 100 / 30) if drive > 0 else drive * min(math.log(10), 400 / 30)

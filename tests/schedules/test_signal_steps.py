@@ -1,4 +1,4 @@
-"""LearnedLR gives a schedule that watches the optimizer its signals, in every way in which people take steps."""
+"""LearnedLR gives a schedule that reads the optimizer its signals, in every way in which people take steps."""
 
 import copy
 import io

@@ -73,7 +73,7 @@ def inspect(
     from metastep.lab.report import write_rate_picture
 
     target = plot or Path(f"{Path(file).stem}-rates.png")
-    say(f"plot: {write_rate_picture(found['rates'], target, title=Path(file).name)}")
+    say(f"plot: {write_rate_picture(found['rates'], target, title=f'Learning rate of {Path(file).name}')}")
 
 
 def _answers(schedule: Schedule, steps: int, num_classes: int) -> dict[str, Any]:

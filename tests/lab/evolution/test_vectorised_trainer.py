@@ -58,7 +58,7 @@ BRAKED = {12: 1e4, 26: torch.nan}
 @pytest.mark.parametrize(
     ("known", "factors"),
     [((True, True), SOUND), ((True, True), BRAKED), ((False, True), BRAKED), ((True, False), BRAKED)],
-    ids=["sound", "braked", "braked, no horizon", "braked, no loss"],
+    ids=["sound", "skipped", "skipped, no horizon", "skipped, no loss"],
 )
 @pytest.mark.parametrize(("base", "momentum"), [("sgd", 0.0), ("sgd", 0.9), ("adamw", 0.0)])
 def test_a_network_gets_the_rates_that_learned_lr_would_set(

@@ -1,4 +1,4 @@
-"""The signals of one run and the brake, in plain Python floats, written from the definitions."""
+"""The signals of one run and the spike guard, in plain Python floats, written from the definitions."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ def average(old: float | None, new: float, share: float) -> float:
 
 
 @dataclass
-class Twin:
+class ReferenceSignals:
     """Observes one step at a time; None is an average that has not begun."""
 
     first: float | None = None

@@ -1,4 +1,4 @@
-"""The brake: what leaves the normal range moves nothing, spoils no buffer, cuts the rate, and is counted."""
+"""The spike guard: what leaves the normal range moves nothing, spoils no buffer, cuts the rate, and is counted."""
 
 import math
 
