@@ -205,3 +205,14 @@ def test_a_second_rate_is_refused() -> None:
     run = Run(ms.Cosine())
     with pytest.raises(ValueError, match=r"optimizer has a LearnedLR already"):
         AcceleratedLR(run.accelerator, run.optimizer, ms.Cosine())
+
+
+@pytest.mark.parametrize("make", [sgd, partial(torch.optim.AdamW, lr=1e-3)])
+def test_the_state_of_the_optimizer_alone_warns_that_its_decayed_rate_is_now_the_base(make) -> None:
+    before = Run(ms.Cosine(12), make).epoch()
+    anew_state()
+    after = Run(make=make)
+    after.optimizer.load_state_dict(before.optimizer.state_dict())
+    after.lr = AcceleratedLR(after.accelerator, after.optimizer, ms.Cosine(12))
+    with pytest.warns(UserWarning, match="is taken for the initial"):
+        after.epoch(start=5)
