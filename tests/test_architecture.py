@@ -46,11 +46,10 @@ NOT_IN_CORE = {"torch.optim", "torch.save", "torch.load", "safetensors", "open",
 
 
 class Mention(NamedTuple):
-    """A dotted name that a file imports or uses; ``typing_only`` if it stands under ``if TYPE_CHECKING``."""
+    """A dotted name that a file imports or uses, at the top, lazily, or for type checkers alone."""
 
     line: int
     name: str
-    typing_only: bool
 
 
 def sources(package: Path) -> dict[str, Path]:
@@ -86,11 +85,9 @@ def mentions(module: str, path: Path) -> Iterator[Mention]:
     """All that a file imports from anywhere, and its direct uses of ``torch.x`` and ``open``."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    typing_only = {id(node) for guard in guards for part in guard.body for node in ast.walk(part)}
     for node in ast.walk(tree):
         for name in names_in(node, package):
-            yield Mention(getattr(node, "lineno", 0), name, id(node) in typing_only)
+            yield Mention(getattr(node, "lineno", 0), name)
 
 
 def inner_imports(package: Path) -> Iterator[tuple[str, Mention]]:
@@ -128,11 +125,10 @@ def upward_imports(package: Path) -> list[str]:
 
 
 def import_cycles(package: Path) -> list[str]:
-    """The first cycle between files, if any; a lazy import closes one, an import for types alone does not."""
+    """The first cycle between files, if any; lazy imports and imports for types alone close one, too."""
     graph: dict[str, set[str]] = {module: set() for module in sources(package)}
     for module, mention in inner_imports(package):
-        if not mention.typing_only:
-            graph[module].add(mention.name)
+        graph[module].add(mention.name)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -174,7 +170,7 @@ def plant(folder: Path, changed: dict[str, str]) -> Path:
         "core/a": "import torch\nfrom metastep.version import v",
         "core/distributed": "import torch.distributed",
         "schedules/a": "from ..core import a\nfrom .b import x\nfrom metastep.files import y",
-        "schedules/b": "import torch.optim\nif TYPE_CHECKING:\n    from metastep.schedules.a import x",
+        "schedules/b": "import torch.optim\nif TYPE_CHECKING:\n    from metastep.core.a import x",
         "optim/a": "from metastep.core import a",
         "meta/a": "from metastep.core.a import x\nfrom metastep import schedules, optim",
         "lab/tasks/a": "import os\nopen('x')",
@@ -235,6 +231,7 @@ def test_an_import_against_the_direction_is_found(file: str, text: str, culprit:
     [
         ({"lab/report/b": "from metastep.lab.report.a import x"}, "lab.report.a lab.report.b"),
         ({"lab/report/b": "def f():\n    from . import a"}, "lab.report.a lab.report.b"),
+        ({"lab/report/b": "if TYPE_CHECKING:\n    from . import a"}, "lab.report.a lab.report.b"),
         ({"lab/report/b": "import metastep.lab.report.b"}, "lab.report.b"),
         ({"core/b": "from metastep.core import x", "core/__init__": "from .b import y"}, "core core.b"),
         ({"core/b": "from .c import x", "core/c": "import metastep.core.d", "core/d": "from . import b"},
