@@ -84,7 +84,7 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
 def make_optimizer(
     name: str, model: nn.Module, lr: float, options: Mapping[str, Any], *, steps_per_epoch: int | None = None
 ) -> Optimizer:
-    """Make an optimizer by name, over all parameters of a model.
+    """Make an optimizer by name, over all parameters of a model that require gradients.
 
     Args:
         name: of :data:`OPTIMIZERS`.
@@ -100,7 +100,8 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     made: type[Any] = OPTIMIZERS[name].load()
-    parameters: list[Any] = list(model.named_parameters() if issubclass(made, HyperOptimizer) else model.parameters())
+    trained = [(part, parameter) for part, parameter in model.named_parameters() if parameter.requires_grad]
+    parameters: list[Any] = trained if issubclass(made, HyperOptimizer) else [parameter for _, parameter in trained]
     known = {"model": model, "steps_per_epoch": steps_per_epoch}
     asked = inspect.signature(made).parameters
     told = {key: value for key, value in known.items() if key in asked and value is not None}

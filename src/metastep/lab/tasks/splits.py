@@ -118,6 +118,17 @@ def balanced_order(labels: Tensor) -> Tensor:
     return shuffled[torch.argsort(rank * len(sizes) + class_order[labels[shuffled]])]
 
 
+def standardised(columns: Tensor, rows: Tensor) -> Tensor:
+    """Shift and scale each column so that over `rows` its mean is 0 and its mean square 1.
+
+    Args:
+        columns: (examples, columns) float32.
+        rows: (n,) int64 positions of the training split.
+    """
+    part = columns[rows]
+    return (columns - part.mean(0)) / part.std(0, correction=0).clamp_min(1e-6)
+
+
 def size_to_train(left: int, train_size: int | None) -> int:
     """Give the size of the training split out of what is left for it.
 

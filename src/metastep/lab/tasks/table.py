@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,8 @@ _DATASETS: Final = (
     "imagenet",
     "language",
     "sentences",
+    "generated",
+    "fine_tuning",
     "own",
 )
 
@@ -108,7 +111,10 @@ def load_task(
         data_dir=data_dir,
         label_noise=recipe.label_noise if label_noise is None else label_noise,
     )
-    return Task(**{**vars(recipe), "label_noise": options.label_noise}, data=recipe.read(options))
+    known = {**vars(recipe), "label_noise": options.label_noise}
+    if recipe.pretrained:
+        known["network"] = partial(recipe.network, data_dir=data_dir)
+    return Task(**known, data=recipe.read(options))
 
 
 def tasks_as_markdown() -> str:

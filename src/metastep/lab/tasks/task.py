@@ -34,6 +34,8 @@ class Recipe:
         kind: "classification", "language", "regression" or "reconstruction".
         summary: One line for lists.
         network: Makes the network, given the number of its outputs: the classes, where there are any.
+        pretrained: Whether the network was trained on other data before; `network` then also takes `data_dir`, where
+            those data are.
         read: Reads and splits the data.
         batch_size: Examples a step; for text the number of parallel stretches.
         eval_batch_size: The same in evaluations.
@@ -50,7 +52,7 @@ class Recipe:
     name: str
     kind: Kind = "classification"
     summary: str
-    network: Callable[[int], nn.Module] = field(repr=False)
+    network: Callable[..., nn.Module] = field(repr=False)
     read: Callable[[DataOptions], TaskData] = field(repr=False)
     batch_size: int
     eval_batch_size: int = 500
@@ -62,6 +64,7 @@ class Recipe:
     inner_valid: int | None
     outer_valid: int | None
     label_noise: LabelNoise | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ class Task(Recipe):
         return self.data.sizes
 
     def make_model(self) -> nn.Module:
-        """Make a freshly initialised network, drawn from torch's global generator."""
+        """Make a new network: what is not pretrained is drawn from torch's global generator."""
         return self.network(self.data.network_outputs)
 
     def batches(

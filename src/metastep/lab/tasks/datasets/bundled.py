@@ -1,6 +1,6 @@
 """Data that come with scikit-learn, always there, and the tasks on them, whose steps take milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -13,10 +13,18 @@ from metastep.lab.tasks.networks.feedforward import autoencoder, convnet, mlp
 from metastep.lab.tasks.networks.resnet import resnet
 from metastep.lab.tasks.networks.sequence import VisionTransformer
 from metastep.lab.tasks.sources import optional_module
-from metastep.lab.tasks.splits import SPLITS, DataOptions, LabelNoise, balanced_order, split_order
+from metastep.lab.tasks.splits import (
+    SPLIT_SEED,
+    SPLITS,
+    DataOptions,
+    LabelNoise,
+    balanced_order,
+    split_order,
+    standardised,
+)
 from metastep.lab.tasks.task import Recipe
 
-Table = Literal["diabetes", "breast_cancer", "wine"]
+Table = Literal["diabetes", "breast_cancer", "wine", "iris"]
 _DIGITS_TO_TEST: Final = 397
 _TEST_SHARE: Final = 0.25
 
@@ -40,6 +48,42 @@ def load_digits_to_reconstruct(options: DataOptions) -> ImageData:
     return as_reconstruction(load_digits(options))
 
 
+def read_noisy_digits(options: DataOptions, *, noise: float) -> ExampleData:
+    """Read the digits with noise on every pixel, always the same; the clean pixels are the targets.
+
+    Args:
+        options: Sizes of the splits.
+        noise: Standard deviation of the noise, that of all pixels being 1.
+    """
+    clean, rows = _pixels(options)
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    noisy = (clean + noise * torch.randn(clean.shape, generator=generator)) / (1 + noise**2) ** 0.5
+    return _numbers_from(noisy, clean, rows, "scikit-learn's bundled digits, with noise")
+
+
+def read_halves_of_digits(options: DataOptions) -> ExampleData:
+    """Read the digits, cut in two: the upper 32 pixels are the inputs, the lower 32 the targets."""
+    pixels, rows = _pixels(options)
+    return _numbers_from(pixels[:, :32], pixels[:, 32:], rows, "scikit-learn's bundled digits, in halves")
+
+
+def _pixels(options: DataOptions) -> tuple[Tensor, dict[str, Tensor]]:
+    """The normalised pixels of the digits, (1797, 64), and the positions of every split."""
+    data = load_digits(options)
+    (mean,), (std,) = data.mean, data.std
+    images = data.splits_by_name["train"].store.images
+    return (images.flatten(1).float() - mean) / std, {name: data.splits_by_name[name].rows for name in SPLITS}
+
+
+def _numbers_from(inputs: Tensor, targets: Tensor, rows: Mapping[str, Tensor], notes: str) -> ExampleData:
+    return ExampleData(
+        splits_by_name={name: Examples(inputs[rows[name]], targets[rows[name]]) for name in SPLITS},
+        num_classes=CLASSES_OF_STANDARDISED_TARGETS,
+        outputs=targets.shape[1],
+        notes=notes,
+    )
+
+
 def read_table(options: DataOptions, *, table: Table) -> ExampleData:
     """Read and split a table; features, and the numbers to predict, are standardised by the training split.
 
@@ -53,22 +97,16 @@ def read_table(options: DataOptions, *, table: Table) -> ExampleData:
     # would leave the small training split uneven.
     order = balanced_order(torch.zeros(len(inputs), dtype=torch.int64))
     rows = split_order(order, options, test=round(_TEST_SHARE * len(order)))
-    inputs = _standardised(inputs, rows["train"])
+    inputs = standardised(inputs, rows["train"])
     notes = f"scikit-learn's bundled {table.replace('_', ' ')} table, {len(order)} rows of {inputs.shape[1]} numbers"
     if table == "diabetes":
-        targets = _standardised(torch.from_numpy(answers).float()[:, None], rows["train"])
+        targets = standardised(torch.from_numpy(answers).float()[:, None], rows["train"])
         splits = {name: Examples(inputs[rows[name]], targets[rows[name]]) for name in SPLITS}
         return ExampleData(splits_by_name=splits, num_classes=CLASSES_OF_STANDARDISED_TARGETS, outputs=1, notes=notes)
     classes = torch.from_numpy(answers).long()
     count = int(classes.max()) + 1
     splits = classified(inputs, classes, rows, options=options, num_classes=count)
     return ExampleData(splits_by_name=splits, num_classes=count, notes=notes)
-
-
-def _standardised(columns: Tensor, rows: Tensor) -> Tensor:
-    """Shift and scale each column so that over `rows` its mean is 0 and its mean square 1."""
-    part = columns[rows]
-    return (columns - part.mean(0)) / part.std(0, correction=0).clamp_min(1e-6)
 
 
 def _recipe(name: str, summary: str, network: Callable[[int], nn.Module], rate: float, **other: Any) -> Recipe:
@@ -164,5 +202,45 @@ TASKS: Final = (
         0.1,
         "wine",
         30,
+    ),
+    _table_recipe(
+        "breast-cancer/mlp",
+        "perceptron with two hidden layers of 32 (2.1 k) on scikit-learn's breast cancer",
+        partial(mlp, inputs=30, hidden=(32, 32)),
+        1e-3,
+        "breast_cancer",
+        80,
+        total_steps=2000,
+        **_ADAMW,
+    ),
+    _table_recipe(
+        "iris/mlp",
+        "perceptron with a hidden layer of 16 (131) on scikit-learn's iris",
+        partial(mlp, inputs=4, hidden=(16,)),
+        1e-2,
+        "iris",
+        25,
+        total_steps=1000,
+        **_ADAMW,
+    ),
+    _recipe(
+        "digits/denoising",
+        "autoencoder 64-128-32-128-64 (25 k) of scikit-learn's digits, from pixels with noise to pixels without",
+        partial(autoencoder, hidden=(128,), code=32),
+        1e-3,
+        read=partial(read_noisy_digits, noise=1.0),
+        kind="reconstruction",
+        total_steps=5000,
+        **_ADAMW,
+    ),
+    _recipe(
+        "digits/lower-half",
+        "perceptron with two hidden layers of 128 (25 k) that predicts the lower half of a digit from the upper",
+        partial(mlp, inputs=32, hidden=(128, 128)),
+        1e-3,
+        read=read_halves_of_digits,
+        kind="reconstruction",
+        total_steps=3000,
+        **_ADAMW,
     ),
 )

@@ -20,6 +20,7 @@ from metastep.lab.tasks.networks.feedforward import autoencoder, convnet, lenet5
 from metastep.lab.tasks.networks.mobile import mobilenet_v2, shufflenet_v2
 from metastep.lab.tasks.networks.nasnet import NASNetA
 from metastep.lab.tasks.networks.resnet import resnet, wide_resnet
+from metastep.lab.tasks.networks.sequence import VisionTransformer
 from metastep.lab.tasks.sources import FileLayout, find_files
 from metastep.lab.tasks.splits import DataOptions
 from metastep.lab.tasks.task import Recipe
@@ -54,6 +55,7 @@ class ImageSet:
         std: Per channel, for pixel values in [0, 1].
         padding: Of the random crop; None: no augmentation.
         test_size: Test on so many images only, class-balanced; None: on all.
+        classes: Use only the images of these classes, numbered from 0 in this order; None: all.
     """
 
     title: str
@@ -64,6 +66,7 @@ class ImageSet:
     std: tuple[float, ...]
     padding: int | None
     test_size: int | None = None
+    classes: range | None = None
 
     def __call__(self, options: DataOptions) -> ImageData:
         """Find, read and split the images."""
@@ -73,12 +76,14 @@ class ImageSet:
             files = (image_files(found.folder / "train"), image_files(found.folder / "test"))
             read = partial(read, names=class_names(files[0]))
         train, test = (self._store(part, read, found.layout.encoded) for part in files)
+        count, notes = self.num_classes, f"{self.title} from {found.folder.name}/{found.layout.train[0]}"
+        if self.classes is not None:
+            train, test = (of_classes(store, self.classes) for store in (train, test))
+            count, notes = len(self.classes), f"{notes}, classes {', '.join(map(str, self.classes))}"
         return ImageData(
-            splits_by_name=split_images(
-                train, test, options=options, num_classes=self.num_classes, test_size=self.test_size
-            ),
-            num_classes=self.num_classes,
-            notes=f"{self.title} from {found.folder.name}/{found.layout.train[0]}",
+            splits_by_name=split_images(train, test, options=options, num_classes=count, test_size=self.test_size),
+            num_classes=count,
+            notes=notes,
             mean=tuple(255 * value for value in self.mean),
             std=tuple(255 * value for value in self.std),
             padding=self.padding,
@@ -96,6 +101,13 @@ class ImageSet:
             raise ValueError(f"{where} must hold images of shape {self.shape}, got {images.shape[1:]}.")
         check_labels(labels, self.num_classes, where)
         return ImageStore(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def of_classes(store: ImageStore, classes: range) -> ImageStore:
+    """Give the images of some classes, in the same order; the classes are numbered from 0."""
+    chosen = [number for number, label in enumerate(store.labels.tolist()) if label in classes]
+    labels = [classes.index(label) for label in store.labels[chosen].tolist()]
+    return ImageStore(store.images[chosen], torch.tensor(labels, dtype=torch.int64))
 
 
 def _parquet(folders: tuple[str, ...], channels: int, num_classes: int) -> FileFormat:
@@ -293,6 +305,18 @@ TASKS: Final = (
         CIFAR10,
         1000,
         rate=0.02,
+    ),
+    _recipe(
+        "cifar10/vit",
+        "vision transformer, 2 blocks of width 64 on patches of 4 x 4 (108 k), on CIFAR-10",
+        partial(VisionTransformer, channels=3, size=32, patch=4, width=64, layers=2, heads=4),
+        replace(CIFAR10, test_size=2000),
+        1000,
+        rate=1e-3,
+        outer_valid=1000,
+        batch_size=32,
+        optimizer="adamw",
+        optimizer_options={"weight_decay": 0.05},
     ),
     _recipe("cifar10/lenet5", "LeNet-5 on CIFAR-10", _LENET_RGB, CIFAR10, 1000, rate=0.05),
     _recipe(

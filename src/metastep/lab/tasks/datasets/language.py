@@ -28,12 +28,17 @@ _CHUNKS: Final = 40  # of the shortest text of one's own
 _WORD: Final = re.compile(r"[a-z']+")
 
 
-def read_ptb(options: DataOptions, *, chunk: int) -> TextData:
+def read_ptb(options: DataOptions, *, chunk: int, recurrent: bool = True) -> TextData:
     """Read Penn Treebank: the standard files or, where the training text is missing, the two others.
 
     The standard files: trained on ptb.train.txt, inner_valid and then outer_valid are the beginning of
     ptb.valid.txt, tested on ptb.test.txt. Otherwise: trained on valid.txt, held out from the first half of
     test.txt, tested on its second half. Tokens of the held-out text that no split asks for are not used.
+
+    Args:
+        options: Sizes of the splits.
+        chunk: Words of a stretch through which gradients flow.
+        recurrent: Whether the network carries a state from chunk to chunk.
     """
     found = find_files("Penn Treebank", (_PTB, _PTB_REMAINS), options.data_dir)
     training, *others = (read_words(path) for path in (*found.train, *found.test))
@@ -63,7 +68,7 @@ def read_ptb(options: DataOptions, *, chunk: int) -> TextData:
         notes=notes,
         tokens_by_split={name: encode(tokens, numbers) for name, tokens in splits.items()},
         chunk=chunk,
-        recurrent=True,
+        recurrent=recurrent,
     )
 
 
@@ -107,6 +112,32 @@ def read_shakespeare(options: DataOptions, *, chunk: int, recurrent: bool, test:
     found = find_files("Tiny Shakespeare", (_SHAKESPEARE,), options.data_dir)
     return character_data(
         found.train[0], options, chunk=chunk, recurrent=recurrent, test=test, title="Tiny Shakespeare"
+    )
+
+
+def read_shakespeare_windows(options: DataOptions, *, half: int, length: int, test: int) -> ExampleData:
+    """Read half of Shakespeare's characters, cut into windows that are shuffled; sizes are of windows.
+
+    In the order of the text: train, outer_valid, inner_valid, test. The vocabulary is the whole text's.
+
+    Args:
+        options: Sizes of the splits.
+        half: 0 for the first half of the text, 1 for the second.
+        length: Characters of a window to predict.
+        test: Windows to test on.
+    """
+    found = find_files("Tiny Shakespeare", (_SHAKESPEARE,), options.data_dir)
+    characters = list(read_text(found.train[0]))
+    numbers = vocabulary(characters)
+    tokens = encode(characters, numbers)
+    middle = len(tokens) // 2
+    part = (tokens[:middle], tokens[middle:])[half]
+    windows = part[: len(part) // (length + 1) * (length + 1)].view(-1, length + 1)
+    splits = split_text(windows, options, test=test, name=f"half of {found.train[0]}, as windows,")
+    return ExampleData(
+        splits_by_name={name: Examples(rows[:, :-1], rows[:, 1:]) for name, rows in splits.items()},
+        num_classes=len(numbers),
+        notes=f"the {('first', 'second')[half]} half of Tiny Shakespeare, {len(windows)} windows of {length}",
     )
 
 
@@ -215,6 +246,13 @@ TASKS: Final = (
         partial(LSTMLanguageModel, width=64, layers=1, dropout=0.0),
         partial(read_ptb, chunk=20),
         0.01,
+    ),
+    _recipe(
+        "ptb/transformer-small",
+        "2-block transformer of width 32, 4 heads (219 k), on Penn Treebank, by words; tens of milliseconds a step",
+        partial(TransformerLanguageModel, width=32, layers=2, heads=4, context=20),
+        partial(read_ptb, chunk=20, recurrent=False),
+        5e-3,
     ),
     _recipe(
         "shakespeare/lstm",
