@@ -91,7 +91,7 @@ def test_a_run_from_the_command_line(metastep, tmp_path: Path) -> None:
     assert list(tmp_path.glob("r/events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "signal-adamw"), ("sgd", "cosine")])
+@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "calibrated"), ("sgd", "calibrated"), ("dfw", "cosine")])
 def test_without_a_schedule_the_optimizer_decides(metastep, optimizer: str, schedule: str) -> None:
     record = metastep("train", "digits/mlp", *SMALL, "--optimizer", optimizer, "--json").json
     assert record["schedule"] == schedule

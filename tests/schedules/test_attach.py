@@ -270,4 +270,6 @@ def test_wrong_types_are_refused() -> None:
     with pytest.raises(TypeError, match="optimizer must be"):
         ms.LearnedLR([0.1], net())
     with pytest.raises(TypeError, match=r"schedule must be.*load_schedule"):
+        ms.LearnedLR(null(), 3)
+    with pytest.raises(FileNotFoundError, match=r"no schedule file 'mlr_snet_1.pth'"):
         ms.LearnedLR(null(), "mlr_snet_1.pth")

@@ -24,7 +24,7 @@ def train(
         str | None,
         typer.Option(
             help="A schedule by name (see `metastep list`), a file, or files joined by + for parts of the run. "
-            "Default: signal-adamw for AdamW, otherwise cosine.",
+            "Default: calibrated; cosine for an optimizer that is not torch's.",
             show_default=False,
         ),
     ] = None,
@@ -47,13 +47,13 @@ def train(
         o.refuse_beside_resume(context)
         execute_run(None, resume, json, "train")
         return
+    from metastep.lab.bench.optimizers import usual_schedule
     from metastep.lab.bench.protocols import training
     from metastep.lab.bench.schedules import SCHEDULES, make_schedule, refuse_another_base
     from metastep.lab.tasks.table import recipe_of
-    from metastep.schedules.files import DEFAULTS
 
     recipe = recipe_of(o.require_task(task))
-    schedule = schedule or DEFAULTS.get(run.optimizer or recipe.optimizer, "cosine")
+    schedule = schedule or usual_schedule(run.optimizer or recipe.optimizer)
     made, _ = make_schedule(schedule, 1000, text=recipe.kind == "language")  # a wrong name is said before data are read
     learns = schedule in SCHEDULES and SCHEDULES[schedule].learns
     config = training(recipe, schedule=schedule, learns=learns, seed=seed, lr=lr, **run.given())

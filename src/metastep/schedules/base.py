@@ -47,6 +47,7 @@ class Schedule(nn.Module, ABC):
     Class attributes:
         relative: True if alpha multiplies each parameter group's own initial rate; False if alpha in (0, 1) is
             multiplied by a scale that is measured from the loss (only for a :class:`LearnedSchedule`).
+        calibrates: True if alpha multiplies the optimizer's unit rate (:mod:`metastep.schedules.calibration`).
         needs_loss: True if a step without an observed loss is an error.
         name: what the command line and the benchmark call it, for a run as :meth:`for_run` makes it; empty: nothing.
         summary: one line that says what it does under that name.
@@ -54,6 +55,7 @@ class Schedule(nn.Module, ABC):
     """
 
     relative: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import msgspec
 import safetensors
@@ -32,10 +31,6 @@ from metastep.schedules.migration import upgraded_config
 from metastep.schedules.mlrsnet import GateLayout, MLRSNet
 from metastep.schedules.registry import REGISTRY
 from metastep.schedules.scale import ScaleRule
-
-#: By the name of the base optimizer, the pretrained schedule that it gets when none is named. To be here, a schedule
-#: must beat the cosine at its defaults on most tasks of the benchmark reactive/transfer, and its own control.
-DEFAULTS: Final = MappingProxyType({"adamw": "signal-adamw"})
 
 _FORMAT, _SCHEMA = "metastep.schedule", "1"
 _SUFFIX = ".safetensors"

@@ -20,12 +20,16 @@ from metastep.core.distributed import (
     sum_over_ranks,
 )
 from metastep.schedules.base import LearnedSchedule, Loss, Observation, Rate, Schedule, State, state_like, whole
+from metastep.schedules.calibrated import Calibrated
+from metastep.schedules.calibration import Calibrator, can_calibrate
+from metastep.schedules.closed_form import OverHorizon
 from metastep.schedules.cuda_graph import GraphedQuery
-from metastep.schedules.files import DEFAULTS, load_schedule
+from metastep.schedules.files import load_schedule
 from metastep.schedules.loss_window import LossWindow
 from metastep.schedules.migration import upgraded_state
 from metastep.schedules.monitor import Monitor, SkippedStep
 from metastep.schedules.param_groups import ParamGroups, bounded, plain_rate, split_groups
+from metastep.schedules.registry import REGISTRY
 from metastep.schedules.scale import RunScale, ScaleRule
 
 #: Positional and keyword arguments of ``optimizer.step``; the optimizer itself is the first.
@@ -96,7 +100,7 @@ class LearnedLR:
     def __init__(
         self,
         optimizer: Optimizer,
-        schedule: Schedule | None = None,
+        schedule: Schedule | str | None = None,
         *,
         initial_loss: float | None = None,
         num_classes: int | None = None,
@@ -109,6 +113,8 @@ class LearnedLR:
     ) -> None:
         if schedule is None and isinstance(optimizer, Optimizer):
             schedule = default_schedule(optimizer)
+        elif isinstance(schedule, str):
+            schedule = named_schedule(schedule, total_steps)
         schedule = _checked(optimizer, schedule)
         _check_numbers(initial_loss, num_classes, total_steps, warmup_steps, min_lr, max_lr)
         if (doubt := another_base(schedule, base_name(optimizer))) is not None:
@@ -116,7 +122,7 @@ class LearnedLR:
         monitors = schedule.monitors if isinstance(schedule, LearnedSchedule) else None
         if monitors == "layer":
             split_groups(optimizer)
-        groups = ParamGroups(optimizer)
+        groups = ParamGroups(optimizer, joins_at_present_rates=schedule.calibrates)
         relative = schedule.relative or (isinstance(schedule, LearnedSchedule) and schedule.scale.mode == "relative")
         if relative and groups.bases and groups.reference == 0:
             raise ValueError(
@@ -130,20 +136,22 @@ class LearnedLR:
             self.monitor = Monitor(optimizer, layers=monitors == "layer")
         if monitors == "layer" and isinstance(self.schedule, LearnedSchedule):
             self.schedule = self.schedule.with_layers(len(optimizer.param_groups))
+        self._calibrator = Calibrator(optimizer) if schedule.calibrates else None
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
         self.steps = 0
+        self._cooling: tuple[int, int] | None = None
         self._sync = RankSync(process_group, groups)
         self._window = LossWindow(math.nan if initial_loss is None else initial_loss)
         self._scale: RunScale | None = None
-        if isinstance(self.schedule, LearnedSchedule) and not schedule.relative:
+        if isinstance(self.schedule, LearnedSchedule) and not schedule.relative and not schedule.calibrates:
             remeasures = self.schedule.remeasures if _overrides(self.schedule, "remeasures") else None
             self._scale = RunScale(
                 self.schedule.scale, initial_loss, num_classes, measure_loss, groups.reference, remeasures
             )
             self._scale.mean_over_ranks = self._sync.mean
         self._given = initial_loss, num_classes
-        self._reads_loss = schedule.needs_loss or not schedule.relative or self.monitor is not None
+        self._reads_loss = schedule.needs_loss or self._scale is not None or self.monitor is not None
         self._overridden = False
         self._recorded_query = GraphedQuery()
         self._skipped = SkippedStep(optimizer)
@@ -189,7 +197,9 @@ class LearnedLR:
 
     @property
     def scale(self) -> float | None:
-        """What the schedule's output is multiplied by (None until gamma is measured)."""
+        """What the schedule's output is multiplied by (None until it is measured)."""
+        if self._calibrator is not None:
+            return self._calibrator.found.unit
         return self.groups.reference if self._scale is None else self._scale.gamma
 
     @property
@@ -223,12 +233,21 @@ class LearnedLR:
     def extend(self, total_steps: int) -> None:
         """Go on under another horizon: the run is to end after ``total_steps`` steps in all, more than are done.
 
-        The next rate is that of the new horizon. Without this call a rate beyond its horizon stays at its last.
+        The next rate is that of the new horizon. Without this call a rate beyond its horizon stays at its last. What
+        :meth:`cool` began is over.
         """
+        self._cooling = None
         self.total_steps = whole("total_steps", total_steps, self.steps + 1, f"{self.steps} steps are done")
         self.schedule = self.schedule.extended(total_steps)
         if self._scale is not None and self._scale.remeasures is not None:
             self._scale.remeasures = cast("LearnedSchedule", self.schedule).remeasures
+
+    def cool(self, steps: int) -> None:
+        """Anneal from now on: the rate falls along a line to 0 in so many steps, beside what the schedule says.
+
+        For a run whose length was not known: call it when the end is in sight, and stop after those steps.
+        """
+        self._cooling = self.steps, whole("steps", steps, 1)
 
     # ---- one step: losses -> rate and next state -> optimizer; MetaLearner takes these apart
 
@@ -241,7 +260,8 @@ class LearnedLR:
             RuntimeError: if the schedule needs a loss and none was observed, on any rank, since the last step.
         """
         window = self._window
-        if self._reads_loss and not self._sync.alone:
+        reads = self._reads_loss or (self._calibrator is not None and self._calibrator.found.share is None)
+        if reads and not self._sync.alone:
             self._sync.exchange(self.schedule, self._scale, window)
         if window.calls == 0 and self.schedule.needs_loss:
             raise RuntimeError(
@@ -274,18 +294,16 @@ class LearnedLR:
         """
         if loss is None and (loss := self.flush()) is None:
             return None
-        scale = self.groups.reference if self._scale is None else self._scale.gamma
-        warmup = (self.steps + 1) / self.warmup_steps if self.steps < self.warmup_steps else 1.0
-        assert scale is not None
+        scale = self._scale_of(loss) * self._warmup_and_cooling()
         if self._on_host and not isinstance(loss, Observation):
             alpha, state = self.schedule.query(float(loss), self.state)
-            return bounded(alpha * scale * warmup, self.min_lr, self.max_lr), state
+            return bounded(alpha * scale, self.min_lr, self.max_lr), state
         with torch.no_grad():
             if self._on_host:
                 output, state = self.schedule(loss, self.state)
             else:
                 output, state = self._recorded_query(self.schedule, loss, self.state)
-            rate = bounded(output * scale * warmup, self.min_lr, self.max_lr)
+            rate = bounded(output * scale, self.min_lr, self.max_lr)
             skip = self.skips(state)
             if skip is not None:
                 self._skipped.decide(bool(skip) if self._on_host else skip)
@@ -306,8 +324,23 @@ class LearnedLR:
                 'scope="network", or learn over a population.'
             )
         assert self.scale is not None
-        warmup = (self.steps + 1) / self.warmup_steps if self.steps < self.warmup_steps else 1.0
-        return cast("Tensor", bounded(alpha * self.scale * warmup, self.min_lr, self.max_lr)), state
+        return cast("Tensor", bounded(alpha * self.scale * self._warmup_and_cooling(), self.min_lr, self.max_lr)), state
+
+    def _scale_of(self, loss: Loss | Observation) -> float:
+        if self._calibrator is not None:
+            assert not isinstance(loss, Observation)
+            self.groups.adopt_new_groups()
+            return self._calibrator.scale(cast("Calibrated", self.schedule), self.groups.ratios, float(loss))
+        scale = self.groups.reference if self._scale is None else self._scale.gamma
+        assert scale is not None
+        return scale
+
+    def _warmup_and_cooling(self) -> float:
+        factor = (self.steps + 1) / self.warmup_steps if self.steps < self.warmup_steps else 1.0
+        if self._cooling is not None:
+            begun, steps = self._cooling
+            factor *= max(steps - (self.steps - begun), 1) / steps
+        return factor
 
     def skips(self, state: State) -> Tensor | None:
         """Whether the schedule skips the step to which this state belongs; None: it never does."""
@@ -420,11 +453,14 @@ class LearnedLR:
             "real_rate": plain_rate(self._real_rate),
             "bases": self.groups.bases,
             "window": self._window.state_dict(),
+            "cooling": self._cooling,
         }
         if self._scale is None:
             state["initial_loss"], state["num_classes"] = self._given
         if self.monitor is not None:
             state["before"] = self.monitor.state_dict()
+        if self._calibrator is not None:
+            state["calibration"] = self._calibrator.state_dict()
         return copy.deepcopy(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -453,6 +489,12 @@ class LearnedLR:
         self._window.load_state_dict(saved["window"])
         if self.monitor is not None:
             self.monitor.load_state_dict(saved["before"])
+        if self._calibrator is not None:
+            self._calibrator.load_state_dict(saved["calibration"])
+        self._cooling = None if saved["cooling"] is None else (saved["cooling"][0], saved["cooling"][1])
+        horizon = saved["config"].get("total_steps")
+        if horizon is not None and getattr(self.schedule, "total_steps", horizon) is None:
+            self.schedule = self.schedule.extended(horizon)
         self._sync.restart()
         self._decayed = False
 
@@ -468,7 +510,8 @@ class LearnedLR:
             raise ValueError(
                 f"state_dict lacks {', '.join(sorted(missing))}; it is no LearnedLR state, or an older one."
             )
-        closed_form = next(self.schedule.parameters(), None) is None and self.schedule.relative
+        kind = self.schedule
+        closed_form = next(kind.parameters(), None) is None and (kind.relative or kind.calibrates)
         for key in ("schema", "schedule") if closed_form else ("schema", "schedule", "config"):
             if _of_the_weights(saved[key]) != _of_the_weights(expected[key]):
                 raise ValueError(
@@ -541,18 +584,36 @@ def another_base(schedule: Schedule, base: str) -> str | None:
 
 
 def default_schedule(optimizer: Optimizer) -> Schedule:
-    """The schedule of an optimizer for which none was named.
+    """The schedule of an optimizer for which none was named: the calibrated one.
 
     Raises:
-        ValueError: if no schedule has earned to be that of such an optimizer.
+        ValueError: for an optimizer that it was not tried with.
     """
-    base = base_name(optimizer)
-    if base not in DEFAULTS:
+    if not can_calibrate(optimizer):
         raise ValueError(
-            f"schedule must be named for {base}: only {', '.join(DEFAULTS)} has a default. Make one (Cosine(), "
-            "MLRSNet()) or load one: load_schedule(name)."
+            f"schedule must be named for {type(optimizer).__name__}: only torch's own optimizers have a default, those "
+            'that treat each number by itself. Name one: "calibrated" measures the rate of any optimizer that moves in '
+            f"proportion to it, the others multiply your own rate: {', '.join(_names())}."
         )
-    return load_schedule(DEFAULTS[base])
+    return Calibrated()
+
+
+def named_schedule(name: str, total_steps: int | None) -> Schedule:
+    """The schedule of this name, over a horizon if there is one: one of the registry, or one in a file.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    kind = _names().get(name)
+    if kind is None:
+        return load_schedule(name)
+    if total_steps is None and issubclass(kind, OverHorizon):
+        raise ValueError(f'total_steps must be given with schedule "{name}", which has a horizon.')
+    return kind() if total_steps is None else kind.for_run(total_steps)
+
+
+def _names() -> dict[str, type[Schedule]]:
+    return {kind.name: kind for kind in REGISTRY.values() if kind.name}
 
 
 def _checked(optimizer: object, schedule: object) -> Schedule:
@@ -565,10 +626,10 @@ def _checked(optimizer: object, schedule: object) -> Schedule:
             f"schedule must be a metastep Schedule, got {type(schedule).__name__}; "
             "make one (MLRSNet(), Cosine()) or load one: load_schedule(path)."
         )
-    if not schedule.relative and not isinstance(schedule, LearnedSchedule):
+    if not (schedule.relative or schedule.calibrates or isinstance(schedule, LearnedSchedule)):
         raise TypeError(
-            f"schedule must be a LearnedSchedule with a scale, {type(schedule).__name__} is neither that nor relative; "
-            "derive it from metastep.LearnedSchedule."
+            f"schedule must be a LearnedSchedule with a scale, {type(schedule).__name__} is neither that nor relative, "
+            "and does not calibrate; derive it from metastep.LearnedSchedule."
         )
     hooks = optimizer._optimizer_step_pre_hooks.values()
     if any(isinstance(getattr(hook, "__self__", None), LearnedLR) for hook in hooks):

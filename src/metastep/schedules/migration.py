@@ -43,10 +43,10 @@ def upgraded_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def upgraded_state(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a LearnedLR in the present form.
 
-    Schema 1 knew no ``trained_for``, no rate of the last step that was not skipped, no doubt about the scale, and no
-    names in the state of a signal schedule.
+    Older ones knew no cooling. Schema 1 knew no ``trained_for``, no rate of the last step that was not skipped, no
+    doubt about the scale, and no names in the state of a signal schedule.
     """
-    state = dict(saved)
+    state = {"cooling": None, **saved} if "schema" in saved else dict(saved)
     if state.get("schema") != 1:
         return state
     state |= {"schema": 2, "trained_for": None, "real_rate": state.get("last_rate"), "doubtful_losses": 0}

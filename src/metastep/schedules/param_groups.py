@@ -17,16 +17,23 @@ class ParamGroups:
     rate it came with. The initial rate is ``lr``, or, where a torch scheduler has changed that, what it started from
     (``initial_lr``; ``max_lr`` of OneCycleLR). Tensor rates are written in place, numbers are replaced.
 
+    Args:
+        optimizer: whose groups.
+        joins_at_present_rates: whether the rate of a group that joins is to be seen beside the rates that the others
+            have then, unless it is the rate that the optimizer was made with.
+
     Attributes:
         bases: the groups' initial rates.
         reference: that of the reference group (0 if every group's is).
+        ratios: of each group's to it.
 
     Raises:
         ValueError: for a group without a rate: no number >= 0.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: Optimizer, *, joins_at_present_rates: bool = False) -> None:
+        self.optimizer, self._joins_at_present_rates = optimizer, joins_at_present_rates
+        self.reference = 0.0
         self.set_bases([])
 
     def adopt_new_groups(self) -> None:
@@ -39,10 +46,21 @@ class ParamGroups:
         groups = self.optimizer.param_groups
         self.bases = list(bases)
         for place in range(len(bases), len(groups)):
-            self.bases.append(self._initial_rate(groups, place))
+            base = self._initial_rate(groups, place)
+            if bases and self._joins_at_present_rates and self.reference:
+                base *= self._of_present(groups, base)
+            self.bases.append(base)
         self.reference = next((base for base in self.bases if base != 0), 0.0)
-        self._ratios = [base / self.reference if self.reference else 1.0 for base in self.bases]
+        self.ratios = [base / self.reference if self.reference else 1.0 for base in self.bases]
         self._ratio_vector: Tensor | None = None
+
+    def _of_present(self, groups: list[dict[str, Any]], rate: float) -> float:
+        """What a rate is to be multiplied by, so that its ratio to the others is the present one."""
+        made = self.optimizer.defaults.get("lr")
+        if isinstance(made, float | int | Tensor) and math.isclose(float(made), rate, rel_tol=1e-6):
+            return 1.0
+        present = float(groups[self.bases.index(self.reference)]["lr"])
+        return self.reference / present if present > 0 else 1.0
 
     def _initial_rate(self, groups: list[dict[str, Any]], place: int) -> float:
         group = groups[place]
@@ -85,9 +103,9 @@ class ParamGroups:
         self.adopt_new_groups()
         if isinstance(rate, Tensor) and rate.ndim:
             if self._ratio_vector is None or self._ratio_vector.device != rate.device:
-                self._ratio_vector = torch.tensor(self._ratios, dtype=rate.dtype).to(rate.device)
+                self._ratio_vector = torch.tensor(self.ratios, dtype=rate.dtype).to(rate.device)
             return list((rate * self._ratio_vector).unbind())
-        return [rate * ratio for ratio in self._ratios]
+        return [rate * ratio for ratio in self.ratios]
 
     def write(self, rate: float | Tensor) -> None:
         """Give each group ``rate`` (of the reference group; not negative) times its ratio.
@@ -112,7 +130,7 @@ class ParamGroups:
     def _write_number(self, rate: float) -> None:
         """The same for a rate on the host, as in every step of a closed form."""
         self.adopt_new_groups()
-        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
             lr = group["lr"]
             if isinstance(lr, Tensor):
                 lr.fill_(rate * ratio)

@@ -7,6 +7,7 @@ in the table of the documents, and the contract tests. ``as`` says to type check
 from typing import TYPE_CHECKING
 
 from metastep.schedules import base as _base
+from metastep.schedules.calibrated import Calibrated as Calibrated
 from metastep.schedules.closed_form import Constant as Constant
 from metastep.schedules.closed_form import Cosine as Cosine
 from metastep.schedules.closed_form import Exponential as Exponential

@@ -112,6 +112,11 @@ def make_optimizer(
     return optimizer
 
 
+def usual_schedule(name: str) -> str:
+    """The schedule of an optimizer for which none is named: its rate is measured, if it is one of torch's."""
+    return "calibrated" if name in OPTIMIZERS and OPTIMIZERS[name].place.startswith("torch.optim.") else "cosine"
+
+
 def base_of(name: str) -> str:
     """The optimizer whose options another takes: its base where rates adapt themselves."""
     return name.removeprefix("hyper-")

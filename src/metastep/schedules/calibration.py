@@ -1,0 +1,335 @@
+r"""How large a rate is: measured on the optimizer itself, before its first step, from a sample of its parameters.
+
+A rate means nothing by itself: 0.001 is large for one optimizer and network, and small for another. What can be
+compared is how far a step moves the parameters, relative to their size. The *unit rate* of an optimizer is the rate at
+which a settled step is as long as the parameters,
+
+.. math:: \eta_1 = |\theta|\, /\, |u|
+
+with u the direction (displacement over rate) that the optimizer reaches while the gradient stays what it is: its
+momentum has then built up. It is found by letting a copy of the optimizer step on a sample of the parameters. Nothing
+of the optimizer is touched, the rate that it was made with does not matter, and only ratios of groups' rates do.
+"""
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from metastep.core.distributed import (
+    is_flattened,
+    is_sharded,
+    local,
+    local_gradient,
+    part_count,
+    ranks_of,
+    sum_over_ranks,
+)
+
+#: Optimizers that treat each number by itself: a part of a tensor moves as it does within the tensor.
+_ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
+#: Numbers in a sample, the least that are taken of a tensor, and numbers that lie side by side (a cache line).
+_SAMPLE, _LEAST, _RUN = 32_768, 64, 16
+#: Steps in which a copy settles: momentum of 0.9 is then at its end value to 3e-5. Whole tensors take fewer.
+_SETTLE, _SETTLE_WHOLE = 100, 10
+#: The gradient's length is averaged with this share of the newest; a length above the average counts at once.
+_NEWEST = 0.1
+#: So many times the size of a fresh matrix count at most.
+_FRESH = 4.0
+#: Of options that change how a step is computed and not what it does: plain ones, which take any dtype and device.
+_PLAIN = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
+
+
+#: Vectors of less numbers say nothing; so many values count as constants (a forget gate's bias is another).
+_SMALL_VECTOR, _CONSTANTS = 16, 2
+#: Numbers spread evenly between -1 and 1 have the mean square 1/3 and the mean 0, with these deviations for one number;
+#: so many deviations off are no accident.
+_OF_SQUARE, _OF_MEAN, _DEVIATIONS = 0.298, 0.577, 2.5
+
+
+class CannotCalibrate(ValueError):
+    """An optimizer whose unit rate cannot be found."""
+
+
+class _Runs(NamedTuple):
+    """Which numbers of a tensor are in the sample: all, or ``runs`` runs, one every ``stride`` numbers."""
+
+    runs: int
+    stride: int
+    weight: float
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The numbers, as a vector."""
+        flat = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        flat = flat.reshape(-1)
+        return flat.as_strided((self.runs, _RUN), (self.stride, 1), flat.storage_offset()) if self.runs else flat
+
+
+def _runs(size: int, wanted: float) -> _Runs:
+    count = math.ceil(max(wanted, _LEAST) / _RUN)
+    if size <= 2 * count * _RUN:
+        return _Runs(0, 0, 1.0)
+    stride = (size - _RUN) // count
+    stride -= 1 - stride % 2  # odd: it does not fall into step with the rows of a matrix
+    return _Runs(count, stride, size / (count * _RUN))
+
+
+@dataclass
+class Calibration:
+    """What was measured of one optimizer.
+
+    Attributes:
+        unit: the unit rate of the first group; None before it is known.
+        decrease: how much the loss falls by in a settled step at the unit rate, to first order.
+        follows: whether the direction grows with the gradient (SGD), or is of a size of its own (Adam).
+        gradient: the length of the gradient that belongs to ``unit``.
+        recent: its average since.
+        trained: whether the network looks as if it had been trained before.
+        share: which part of the unit rate the schedule uses; None before it was asked.
+    """
+
+    unit: float | None = None
+    decrease: float = 0.0
+    follows: bool = False
+    gradient: float = 0.0
+    recent: float = 0.0
+    trained: bool = False
+    share: float | None = None
+
+
+def can_calibrate(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is one of torch's that treat each number by itself."""
+    return type(optimizer) in _ELEMENTWISE
+
+
+class UsesUnitRate(Protocol):
+    """A schedule whose output multiplies the unit rate."""
+
+    def share(self, found: Calibration, loss: float) -> float:
+        """Which part of the unit rate is used."""
+
+
+class Calibrator:
+    """Measures the unit rate of an optimizer, and follows it from step to step where the gradient's length matters.
+
+    Args:
+        optimizer: any whose step is rate times a direction.
+
+    Attributes:
+        found: what was measured.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.found = Calibration()
+        self._layouts: dict[int, tuple[nn.Parameter, _Runs]] = {}
+
+    def scale(self, schedule: UsesUnitRate, ratios: Sequence[float], loss: float) -> float:
+        """What the schedule's output is multiplied by in the step to come; 0 while no gradient moves anything.
+
+        Args:
+            schedule: says which part of the unit rate it uses.
+            ratios: of the groups' rates to that of the first.
+            loss: the last that was observed, NaN if none was.
+
+        Raises:
+            CannotCalibrate: for an optimizer that cannot be copied and tried.
+        """
+        if self.found.unit is None:
+            self._measure(ratios)
+        found = self.found
+        if found.unit is None:
+            return 0.0
+        if found.share is None:
+            found.share = schedule.share(found, loss)
+        return found.unit * found.share * self._correction() if found.follows else found.unit * found.share
+
+    def _correction(self) -> float:
+        """How the unit rate follows the gradient: as its length grows, at once; as it falls, slowly and by the root."""
+        found, length = self.found, self._gradient_length()
+        if 0 < length < math.inf:
+            found.recent += _NEWEST * (length - found.recent)
+        ratio = found.gradient / max(length if math.isfinite(length) else 0.0, found.recent)
+        return ratio if ratio < 1 else math.sqrt(ratio)
+
+    # ---- the first step
+
+    @torch.no_grad()
+    def _measure(self, ratios: Sequence[float]) -> None:
+        if not 0 < self._gradient_length() < math.inf:
+            return
+        whole = type(self.optimizer) not in _ELEMENTWISE
+        sums = torch.zeros(5, dtype=torch.float64)
+        for group, ratio in zip(self.optimizer.param_groups, ratios, strict=True):
+            for members in self._batches(group, whole):
+                sums += self._try(group, members, ratio, whole)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if (ranks := ranks_of(parameters)) is not False:
+            sums = sum_over_ranks(sums, ranks, parameters[0].device).cpu()
+        size, update, doubled, decrease, gradient = sums.tolist()
+        if size > 0 and 0 < update < math.inf:
+            length = math.sqrt(gradient)
+            unit = math.sqrt(size / update)
+            follows = doubled > 2 * update
+            self.found = Calibration(unit, abs(decrease) * unit, follows, length, length, looks_trained(parameters))
+
+    def _batches(self, group: dict[str, Any], whole: bool) -> list[list[nn.Parameter]]:
+        """The parameters of a group that have a gradient: each alone, or those of a device and dtype together."""
+        live = [parameter for parameter in group["params"] if parameter.grad is not None and parameter.numel()]
+        if whole:
+            return [[parameter] for parameter in live]
+        kinds: dict[tuple[Any, ...], list[nn.Parameter]] = {}
+        for parameter in live:
+            kinds.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        return list(kinds.values())
+
+    def _try(self, group: dict[str, Any], members: list[nn.Parameter], ratio: float, whole: bool) -> Tensor:
+        """|theta|^2, |u|^2, |u|^2 of twice the gradient, <g, u> and |g|^2 of some parameters, (5,) float64."""
+        if whole:
+            (member,) = members
+            if is_sharded(member):
+                raise CannotCalibrate(self._refusal("its tensors are sharded"))
+            start = _wide(member.detach())
+            gradient, weights = _dense(member).to(start), torch.ones((), device=start.device)
+            sizes = [_square(member, float(start.square().sum()))]
+        else:
+            runs = [self._layout(member) for member in members]
+            here = [run.of(local(member.detach())) for run, member in zip(runs, members, strict=True)]
+            there = [run.of(_dense(member)) for run, member in zip(runs, members, strict=True)]
+            start = _wide(torch.cat([part.reshape(-1) for part in here]))
+            gradient = torch.cat([part.reshape(-1) for part in there]).to(start)
+            parts = [run.weight * part_count(member) for run, member in zip(runs, members, strict=True)]
+            weights = torch.cat(
+                [start.new_full((part.numel(),), weight) for part, weight in zip(here, parts, strict=True)]
+            )
+            sizes = [
+                _square(member, float(part.double().square().sum()) * weight)
+                for member, part, weight in zip(members, here, parts, strict=True)
+            ]
+        steps = _SETTLE_WHOLE if whole else _SETTLE
+        once = self._settled(group, start, gradient, steps) * ratio
+        twice = self._settled(group, start, 2 * gradient, steps) * ratio
+        pairs = ((once, once), (twice, twice), (gradient, once), (gradient, gradient))
+        return torch.tensor([sum(sizes), *(float((weights * a * b).sum()) for a, b in pairs)], dtype=torch.float64)
+
+    def _settled(self, group: dict[str, Any], start: Tensor, gradient: Tensor, steps: int) -> Tensor:
+        """The displacement, over the rate, of the last of some steps with a gradient that stays the same."""
+        kind = type(self.optimizer)
+        piece = nn.Parameter(start.clone())
+        known = inspect.signature(kind.__init__).parameters
+        options = {name: value for name, value in group.items() if name in known and name != "params"}
+        options |= {name: value for name, value in _PLAIN.items() if name in options}
+        try:
+            with torch.enable_grad():
+                copy = kind([piece], **{**options, "lr": 1.0})
+            for _ in range(steps):
+                piece.data.copy_(start)
+                piece.grad = gradient.clone()
+                kind.step(copy)
+        except Exception as error:
+            raise CannotCalibrate(self._refusal(f"a copy of it failed ({error})")) from error
+        return start - piece.detach()
+
+    def _refusal(self, why: str) -> str:
+        name = type(self.optimizer).__name__
+        return (
+            f"the rate of {name} cannot be measured: {why}; name a schedule that multiplies its own rate, such as "
+            "metastep.Cosine()."
+        )
+
+    # ---- every step, where the direction grows with the gradient
+
+    @torch.no_grad()
+    def _gradient_length(self) -> float:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return 0.0
+        scale = getattr(self.optimizer, "grad_scale", None)  # GradScaler leaves the division to fused optimizers
+        runs = [self._layout(parameter) for parameter in parameters]
+        parts = [run.of(_dense(parameter)) for run, parameter in zip(runs, parameters, strict=True)]
+        norms = torch._foreach_norm(parts)
+        weights = [run.weight * part_count(p) for run, p in zip(runs, parameters, strict=True)]
+        home = norms[0].device
+        lengths = torch.stack([norm.to(home, torch.float32) for norm in norms]).double()
+        square = (lengths.square() * torch.tensor(weights, dtype=torch.float64, device=home)).sum()
+        if (ranks := ranks_of(parameters)) is not False:
+            square = sum_over_ranks(square, ranks, home)
+        length = math.sqrt(float(square))
+        return length if scale is None else length / float(scale)
+
+    def _layout(self, parameter: nn.Parameter) -> _Runs:
+        known = self._layouts.get(id(parameter))
+        if known is None or known[0] is not parameter:
+            if is_flattened(parameter):
+                raise CannotCalibrate(
+                    self._refusal("FSDP1 flattened its tensors (torch.distributed.fsdp.fully_shard does not)")
+                )
+            everything = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
+            size = local(parameter.detach()).numel() * (2 if parameter.is_complex() else 1)
+            known = parameter, _runs(size, _SAMPLE * size / max(everything, 1))
+            self._layouts[id(parameter)] = known
+        return known[1]
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self.found)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.found = Calibration(**state)
+
+
+@torch.no_grad()
+def looks_trained(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether most vectors among these (biases, gains) are no longer as they are when a layer is made.
+
+    Fresh ones are constant, or spread evenly around 0, as torch's linear, convolutional and recurrent layers have them.
+    Training makes them neither. Vectors of less than 16 numbers say nothing.
+    """
+    trained = count = 0
+    for parameter in parameters:
+        vector = local(parameter.detach())
+        if parameter.ndim != 1 or vector.numel() < _SMALL_VECTOR or vector.is_complex():
+            continue
+        numbers = vector[:_SAMPLE].double()
+        largest = float(numbers.abs().max())
+        count += 1
+        if len(torch.unique(numbers)) > _CONSTANTS and 0 < largest < math.inf:
+            scaled = numbers / largest
+            accident = _DEVIATIONS / math.sqrt(len(numbers))
+            too_peaked = float(scaled.square().mean()) < 1 / 3 - _OF_SQUARE * accident
+            trained += too_peaked or abs(float(scaled.mean())) > _OF_MEAN * accident
+    return trained > count / 2
+
+
+def _dense(parameter: nn.Parameter) -> Tensor:
+    gradient = local_gradient(parameter)
+    assert gradient is not None
+    gradient = gradient.detach()
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A copy in float64, or float32 where there is none."""
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return real.to(torch.float32 if real.device.type == "mps" else torch.float64, copy=True)
+
+
+def _square(parameter: nn.Parameter, square: float) -> float:
+    """|theta|^2 of a tensor, as it counts: a matrix of zeros as a fresh one, one far larger than that as less.
+
+    A fresh matrix has numbers of variance 1/(3n), with n the greater of its fan-in and fan-out (torch's own layers: the
+    fan-in). Zeros have no size, but a first step; embeddings of variance 1 are large for a reason of their own.
+    """
+    if parameter.ndim < 2:
+        return square
+    numbers = parameter.numel()
+    fresh = numbers / (3 * max(numbers / parameter.shape[0], numbers / parameter.shape[1]))
+    return min(square, _FRESH**2 * fresh) if square > 0 else fresh
