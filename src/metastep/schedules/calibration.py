@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from metastep.core.distributed import (
+    Ranks,
     is_flattened,
     is_sharded,
     local,
@@ -34,9 +35,11 @@ from metastep.core.distributed import (
 #: Optimizers that treat each number by itself: a part of a tensor moves as it does within the tensor.
 _ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
 #: Numbers in a sample, the least that are taken of a tensor, and numbers that lie side by side (a cache line).
-_SAMPLE, _LEAST, _RUN = 32_768, 64, 16
+_SAMPLE, _LEAST, _RUN = 16_384, 64, 16
 #: Steps in which a copy settles: momentum of 0.9 is then at its end value to 3e-5. Whole tensors take fewer.
 _SETTLE, _SETTLE_WHOLE = 100, 10
+#: In so many tensors the gradient's length is followed: only its change matters.
+_FOLLOWED = 12
 #: The gradient's length is averaged with this share of the newest; a length above the average counts at once.
 _NEWEST = 0.1
 #: So many times the size of a fresh matrix count at most.
@@ -64,10 +67,57 @@ class _Runs(NamedTuple):
     weight: float
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The numbers, as a vector."""
-        flat = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-        flat = flat.reshape(-1)
-        return flat.as_strided((self.runs, _RUN), (self.stride, 1), flat.storage_offset()) if self.runs else flat
+        """The numbers: a vector of all, or the runs, (runs, 16)."""
+        if self.runs == 0:
+            return _flat(tensor)
+        if not tensor.is_contiguous() or tensor.is_complex():
+            tensor = _flat(tensor)
+        return tensor.as_strided((self.runs, _RUN), (self.stride, 1))
+
+
+class _Sampled(NamedTuple):
+    """The sample of gradients on one device.
+
+    Attributes:
+        large: parameters of which runs are taken, with their runs; dense, whole and real ones first asked for.
+        small: parameters that are taken whole.
+        weights: how many numbers each of the sample stands for, those of the large ones first, (N,).
+    """
+
+    large: list[tuple[nn.Parameter, _Runs]]
+    small: list[nn.Parameter]
+    weights: Tensor
+
+    def numbers(self) -> Tensor:
+        """The sample of the gradients as they are now, (N,)."""
+        vectors = []
+        if self.large:
+            vectors.append(torch.cat([runs.of(_dense(parameter)) for parameter, runs in self.large]).view(-1))
+        if self.small:
+            vectors.append(torch.cat([_flat(_dense(parameter)) for parameter in self.small]))
+        return torch.cat(vectors) if len(vectors) > 1 else vectors[0]
+
+
+def _spread(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Some matrices, evenly spread over the network's depth, the last among them; vectors where there is none."""
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2] or parameters
+    count = min(_FOLLOWED, len(matrices))
+    return [matrices[(place + 1) * len(matrices) // count - 1] for place in range(count)]
+
+
+def _sampled(live: list[nn.Parameter], layouts: list[_Runs]) -> list[_Sampled]:
+    """The samples of these parameters' gradients, one for each device."""
+    found = []
+    for device in dict.fromkeys(parameter.device for parameter in live):
+        here = [(parameter, runs) for parameter, runs in zip(live, layouts, strict=True) if parameter.device == device]
+        large = [(parameter, runs) for parameter, runs in here if runs.runs]
+        small = [parameter for parameter, runs in here if not runs.runs]
+        counts = [*(runs.runs * _RUN for _, runs in large), *(_flat(local(p.detach())).numel() for p in small)]
+        weights = [*(runs.weight * part_count(p) for p, runs in large), *(float(part_count(p)) for p in small)]
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        each = torch.tensor(weights, dtype=dtype).repeat_interleave(torch.tensor(counts))
+        found.append(_Sampled(large, small, each.to(device)))
+    return found
 
 
 def _runs(size: int, wanted: float) -> _Runs:
@@ -87,7 +137,7 @@ class Calibration:
         unit: the unit rate of the first group; None before it is known.
         decrease: how much the loss falls by in a settled step at the unit rate, to first order.
         follows: whether the direction grows with the gradient (SGD), or is of a size of its own (Adam).
-        gradient: the length of the gradient that belongs to ``unit``.
+        gradient: the length of the gradient, in the tensors in which it is followed, that belongs to ``unit``.
         recent: its average since.
         trained: whether the network looks as if it had been trained before.
         share: which part of the unit rate the schedule uses; None before it was asked.
@@ -128,6 +178,11 @@ class Calibrator:
         self.optimizer = optimizer
         self.found = Calibration()
         self._layouts: dict[int, tuple[nn.Parameter, _Runs]] = {}
+        self._groups: list[int] = []
+        self._followed: list[nn.Parameter] = []
+        self._live: list[int] = []
+        self._batches: list[_Sampled] = []
+        self._ranks: Ranks = False
 
     def scale(self, schedule: UsesUnitRate, ratios: Sequence[float], loss: float) -> float:
         """What the schedule's output is multiplied by in the step to come; 0 while no gradient moves anything.
@@ -153,7 +208,11 @@ class Calibrator:
         """How the unit rate follows the gradient: as its length grows, at once; as it falls, slowly and by the root."""
         found, length = self.found, self._gradient_length()
         if 0 < length < math.inf:
+            if found.gradient == 0:
+                found.gradient = found.recent = length
             found.recent += _NEWEST * (length - found.recent)
+        if found.gradient == 0:
+            return 1.0
         ratio = found.gradient / max(length if math.isfinite(length) else 0.0, found.recent)
         return ratio if ratio < 1 else math.sqrt(ratio)
 
@@ -161,24 +220,21 @@ class Calibrator:
 
     @torch.no_grad()
     def _measure(self, ratios: Sequence[float]) -> None:
-        if not 0 < self._gradient_length() < math.inf:
-            return
         whole = type(self.optimizer) not in _ELEMENTWISE
         sums = torch.zeros(5, dtype=torch.float64)
         for group, ratio in zip(self.optimizer.param_groups, ratios, strict=True):
-            for members in self._batches(group, whole):
+            for members in self._members(group, whole):
                 sums += self._try(group, members, ratio, whole)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         if (ranks := ranks_of(parameters)) is not False:
             sums = sum_over_ranks(sums, ranks, parameters[0].device).cpu()
         size, update, doubled, decrease, gradient = sums.tolist()
-        if size > 0 and 0 < update < math.inf:
-            length = math.sqrt(gradient)
+        if size > 0 and 0 < update < math.inf and 0 < gradient < math.inf:
             unit = math.sqrt(size / update)
-            follows = doubled > 2 * update
-            self.found = Calibration(unit, abs(decrease) * unit, follows, length, length, looks_trained(parameters))
+            self.found = Calibration(unit, abs(decrease) * unit, follows=doubled > 2 * update)
+            self.found.trained = looks_trained(parameters)
 
-    def _batches(self, group: dict[str, Any], whole: bool) -> list[list[nn.Parameter]]:
+    def _members(self, group: dict[str, Any], whole: bool) -> list[list[nn.Parameter]]:
         """The parameters of a group that have a gradient: each alone, or those of a device and dtype together."""
         live = [parameter for parameter in group["params"] if parameter.grad is not None and parameter.numel()]
         if whole:
@@ -246,21 +302,25 @@ class Calibrator:
 
     @torch.no_grad()
     def _gradient_length(self) -> float:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters:
-            return 0.0
+        """The length of the gradient over the followed tensors, from the sample; of sharded ones over all ranks."""
+        if self._groups != [len(group["params"]) for group in self.optimizer.param_groups]:
+            self._groups = [len(group["params"]) for group in self.optimizer.param_groups]
+            self._followed = _spread([p for group in self.optimizer.param_groups for p in group["params"]])
+            self._live = []
+        live = [parameter for parameter in self._followed if parameter.grad is not None]
+        if (now := list(map(id, live))) != self._live:
+            self._live, self._ranks = now, ranks_of(live)
+            self._batches = _sampled(live, [self._layout(parameter) for parameter in live])
+        square = 0.0 if self._ranks is False else torch.zeros((), dtype=torch.float64)
+        for batch in self._batches:
+            numbers = _wide(batch.numbers())
+            square = square + torch.dot(numbers.mul_(numbers), batch.weights).to(torch.float64, copy=False)
+        if isinstance(square, Tensor):
+            if self._ranks is not False:
+                square = sum_over_ranks(square, self._ranks, self._batches[0].weights.device)
+            square = square.item()
         scale = getattr(self.optimizer, "grad_scale", None)  # GradScaler leaves the division to fused optimizers
-        runs = [self._layout(parameter) for parameter in parameters]
-        parts = [run.of(_dense(parameter)) for run, parameter in zip(runs, parameters, strict=True)]
-        norms = torch._foreach_norm(parts)
-        weights = [run.weight * part_count(p) for run, p in zip(runs, parameters, strict=True)]
-        home = norms[0].device
-        lengths = torch.stack([norm.to(home, torch.float32) for norm in norms]).double()
-        square = (lengths.square() * torch.tensor(weights, dtype=torch.float64, device=home)).sum()
-        if (ranks := ranks_of(parameters)) is not False:
-            square = sum_over_ranks(square, ranks, home)
-        length = math.sqrt(float(square))
-        return length if scale is None else length / float(scale)
+        return math.sqrt(square) if scale is None else math.sqrt(square) / float(scale)
 
     def _layout(self, parameter: nn.Parameter) -> _Runs:
         known = self._layouts.get(id(parameter))
@@ -310,15 +370,23 @@ def looks_trained(parameters: Sequence[nn.Parameter]) -> bool:
 
 
 def _dense(parameter: nn.Parameter) -> Tensor:
-    gradient = local_gradient(parameter)
+    gradient = parameter.grad
+    if type(gradient) is not Tensor:
+        gradient = local_gradient(parameter)
     assert gradient is not None
-    gradient = gradient.detach()
     return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """As a vector of real numbers."""
+    if tensor.ndim == 1 and not tensor.is_complex():
+        return tensor
+    return torch.view_as_real(tensor.resolve_conj()).reshape(-1) if tensor.is_complex() else tensor.reshape(-1)
 
 
 def _wide(tensor: Tensor) -> Tensor:
     """A copy in float64, or float32 where there is none."""
-    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    real = torch.view_as_real(tensor.resolve_conj()).reshape(-1) if tensor.is_complex() else tensor
     return real.to(torch.float32 if real.device.type == "mps" else torch.float64, copy=True)
 
 
