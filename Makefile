@@ -16,11 +16,11 @@ WORKERS ?= auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY   := $(VENV)/.ready
-BENCHES := $(addprefix benchmarks/,data_speed.py schedule_query.py signal_query.py meta_step.py optim_step.py)
+BENCHES := $(addprefix benchmarks/,data_speed.py schedule_query.py meta_step.py optim_step.py)
 ON_CPU  := $(addprefix benchmarks/,collectives.py runner_overhead.py report_build.py start_up.py)
 
 FAST    := tests/core tests/schedules tests/meta tests/optim tests/test_architecture.py tests/test_files.py \
-           tests/test_house_rules.py $(addprefix --ignore=tests/,optim/test_compiled.py schedules/test_signal_steps.py)
+           tests/test_house_rules.py --ignore=tests/optim/test_compiled.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-fast test-slow lint format docs bench bench-gpu pages demo clean

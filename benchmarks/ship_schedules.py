@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metastep.files import write_atomically
-from metastep.schedules import LearnedSchedule, Schedule, SignalSchedule, load_schedule, save_schedule
+from metastep.schedules import LearnedSchedule, Schedule, load_schedule, save_schedule
 from metastep.schedules.model_card import ScheduleCard, Transfer
 
 ROOT = Path(__file__).parents[1]
@@ -27,10 +27,8 @@ def read_plan() -> dict[str, dict[str, Any]]:
 
 
 def shipped_schedule(entry: dict[str, Any]) -> Schedule:
-    """The learned schedule, with the changes that the plan asks for in its bounds, its scale rule and its members'."""
+    """The learned schedule, with the changes that the plan asks for in its scale rule and its members'."""
     schedule = load_schedule(RESULTS / entry["schedule"])
-    if "bounds" in entry and isinstance(schedule, SignalSchedule):
-        schedule.bounds = schedule.bounds._replace(**entry["bounds"])
     if "trained_for" in entry and isinstance(schedule, LearnedSchedule):
         schedule.learned_for(entry["trained_for"])
     for part in schedule.modules():

@@ -28,13 +28,10 @@ ROOMS: dict[str, set[str]] = {
     "lab.runtime": {"core"},
     "lab.report": {"core", "lab.records"},
     "lab.baselines": LIBRARY,
-    "lab.evolution": {*LIBRARY, "lab.runtime"},
-    "lab.bench": {
-        *LIBRARY, "lab.records", "lab.tasks", "lab.runtime", "lab.baselines", "lab.evolution",
-    },
+    "lab.bench": {*LIBRARY, "lab.records", "lab.tasks", "lab.runtime", "lab.baselines"},
     "cli": {
         *LIBRARY, "metastep", "integrations", "lab.records", "lab.tasks", "lab.runtime", "lab.report", "lab.baselines",
-        "lab.evolution", "lab.bench",
+        "lab.bench",
     },
     "__main__": {"cli"},
 }  # fmt: skip

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import metastep as ms
 
 #: Schedules that are asked without an optimizer, and the kinds of optimizer steps.
-QUERIES = ("mlr-snet", "signal-schedule")
-STEPS = ("mlr-snet", "signal-schedule", "hyper-sgd", "hyper-adamw", "meta-learner")
+QUERIES = ("mlr-snet", "calibrated")
+STEPS = ("mlr-snet", "calibrated", "hyper-sgd", "hyper-adamw", "meta-learner")
 #: What is counted; the last may grow, and is only noted.
 COUNTED = ("bytes", "blocks", "objects", "resident")
 #: Of losses and of gradients.
@@ -76,7 +76,7 @@ def losses(count: int) -> Tensor:
 
 def schedule(kind: str, total: int) -> ms.Schedule:
     """A fresh schedule, for so many steps."""
-    return ms.SignalSchedule(hidden=4, total_steps=total) if kind == "signal-schedule" else ms.MLRSNet(hidden_size=4)
+    return ms.Calibrated(total) if kind == "calibrated" else ms.MLRSNet(hidden_size=4)
 
 
 def query(kind: str, total: int, points: int = 2) -> list[dict[str, int]]:
@@ -103,8 +103,7 @@ def step(kind: str, total: int, points: int = 2) -> list[dict[str, int]]:
         optimizer: torch.optim.Optimizer = make([weight], lr=0.01, levels=("global", "layer"))
     else:
         optimizer = torch.optim.SGD([weight], lr=0.01, momentum=0.9)
-        options = {} if kind == "signal-schedule" else {"num_classes": 4, "initial_loss": 1.0}
-        lr = ms.LearnedLR(optimizer, schedule(kind, total), **options)
+        lr = ms.LearnedLR(optimizer, schedule(kind, total), num_classes=4, initial_loss=1.0)
     if kind == "meta-learner":
         assert lr is not None
         learner = ms.MetaLearner(lr, lambda: weight.square().mean(), every=2)

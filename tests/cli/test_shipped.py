@@ -38,7 +38,16 @@ def test_a_shipped_schedule_drives_a_run_by_name(metastep, tmp_path: Path) -> No
     assert "did you mean mlrsnet-cifar10" in wrong.err
 
 
-@pytest.mark.parametrize("schedule", ["mlrsnet-cifar10", "mlr-snet", "signal-sgd"])
+def test_a_schedule_that_left_the_package_says_what_to_use(metastep) -> None:
+    for command in (("train", "digits/mlp", "--schedule", "signal-adamw"), ("inspect", "signal-sgd")):
+        result = metastep(*command)
+        assert (result.code, result.out) == (2, "")
+        assert (
+            'signal schedules left the package in 0.2; use metastep.Calibrated(), by name "calibrated".' in result.err
+        )
+
+
+@pytest.mark.parametrize("schedule", ["mlrsnet-cifar10", "mlr-snet"])
 def test_a_schedule_for_another_base_is_refused_unless_it_is_allowed(metastep, schedule: str) -> None:
     small = (
         "digits/mlp",

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from tests.distributed.loops import Loop
 from tests.distributed.test_hyper import numbers
 from tests.integrations.digits import Noting
-from tests.schedules.signal_runs import schedule
 from torch.distributed.tensor import DTensor
 
 import metastep as ms
@@ -54,8 +53,8 @@ def learned(kind: str, make: Any) -> dict[str, Any]:
     loop = Loop(kind, lambda named: torch.optim.AdamW([p for _, p in named], lr=0.01), device="cuda")
     torch.manual_seed(2)
     made = make()
-    lr = ms.LearnedLR(loop.optimizer, made, **({} if made.relative else {"num_classes": 3}))
-    learner = None if made.relative else ms.MetaLearner(lr, loop.loss, every=2, meta_lr=0.05)
+    lr = ms.LearnedLR(loop.optimizer, made, num_classes=3)
+    learner = None if made.calibrates else ms.MetaLearner(lr, loop.loss, every=2, meta_lr=0.05)
     used = []
     for _ in range(STEPS):
         lr.observe(loop.backward())
@@ -72,7 +71,7 @@ def learned(kind: str, make: Any) -> dict[str, Any]:
 RUNS = {
     "HyperAdamW": hyper,
     "LearnedLR": lambda kind: learned(kind, lambda: ms.MLRSNet(8)),
-    "LearnedLR that watches": lambda kind: learned(kind, lambda: schedule(total_steps=STEPS)),
+    "LearnedLR that calibrates": lambda kind: learned(kind, lambda: ms.Calibrated(STEPS)),
 }
 
 

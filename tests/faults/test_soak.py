@@ -13,7 +13,7 @@ from benchmarks.measuring.standing import COUNTED, NO_HEAP, QUERIES, STEPS, Stan
 from tests.lab.bench.running import _server
 
 #: How many of each.
-ASKED = {"mlr-snet": 20_000, "signal-schedule": 12_000}  # the first half is longer than what settles in it
+ASKED = {"mlr-snet": 20_000, "calibrated": 20_000}  # the first half is longer than what settles in it
 STEPPED = dict.fromkeys(STEPS, 2_000) | {"meta-learner": 1_000}
 #: What may come in the second half.
 _MOST = {"bytes": 16_000, "blocks": 100, "objects": 15}

@@ -12,7 +12,7 @@ import metastep as ms
 
 DEVICE = "cuda"
 #: Learned schedules over SGD, and optimizers that adapt by themselves.
-SCHEDULES, OPTIMIZERS = ("learned", "signals"), ("hyper-sgd", "hyper-adamw")
+SCHEDULES, OPTIMIZERS = ("learned", "calibrated"), ("hyper-sgd", "hyper-adamw")
 KINDS = (*SCHEDULES, *OPTIMIZERS)
 #: Gradients of these networks neither overflow nor vanish under this scale; under the other one all do.
 SCALE, TOO_LARGE = 2.0**10, 2.0**60
@@ -30,9 +30,8 @@ def optimizer_of(kind: str, parameters: Any, **options: Any) -> Optimizer:
 
 def schedule_of(kind: str, steps: int = STEPS) -> ms.Schedule | None:
     """Its schedule, if it has one."""
-    if kind == "signals":
-        torch.manual_seed(5)
-        return ms.SignalSchedule(hidden=4, total_steps=steps)
+    if kind == "calibrated":
+        return ms.Calibrated(steps)
     return learned() if kind in ("learned", "meta") else None
 
 

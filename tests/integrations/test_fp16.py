@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 #: Float16 keeps 11 bits of what goes into a rate; hypergradients add up their roundings.
-CLOSE = {"learned": 5e-3, "signals": 2e-2, "hyper-sgd": 2e-2, "hyper-adamw": 2e-2}
+CLOSE = {"learned": 5e-3, "calibrated": 2e-2, "hyper-sgd": 2e-2, "hyper-adamw": 2e-2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,7 +36,7 @@ def test_a_step_skipped_by_an_overflow_moves_nothing(kind: str, fused: bool) -> 
     torch.testing.assert_close(loop.before[8], loop.before[6], rtol=0, atol=0)
     if loop.lr is not None:
         assert loop.lr.steps == 18
-        assert loop.lr.non_finite_losses == loop.lr.brakes == 0
+        assert loop.lr.non_finite_losses == 0
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 import metastep as ms
 
-KINDS = ("learned", "signals", "hyper-sgd", "hyper-adamw")
+KINDS = ("learned", "calibrated", "hyper-sgd", "hyper-adamw")
 SAVED, STEPS, ROWS = 3, 6, 32
 
 

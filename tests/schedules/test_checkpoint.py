@@ -27,7 +27,6 @@ SCHEDULES = {
     "Phased": lambda: ms.Phased([net(0), net(1), net(2)], total_steps=9),
     "Phased-unbound": lambda: ms.Phased([net(0), net(1)]),
     "staircase-control": lambda: ms.Phased([net(0), net(1)], total_steps=9).staircase(),
-    "SignalSchedule": lambda: ms.SignalSchedule(("loss", "alignment"), 4, True, total_steps=9, trained_for="sgd"),
     "Calibrated": lambda: ms.Calibrated(9, level=0.7),
     "Constant": ms.Constant,
     "Linear": lambda: ms.Linear(9, min_factor=0.1),

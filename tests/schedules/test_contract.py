@@ -16,7 +16,6 @@ STEPS = 12
 MAKERS: dict[str, Callable[[], ms.Schedule]] = {
     "FixedOutput": lambda: ms.FixedOutput(0.3),
     "Phased": lambda: ms.Phased([ms.MLRSNet(hidden_size=3), ms.MLRSNet(hidden_size=3)], total_steps=STEPS),
-    "SignalSchedule": lambda: ms.SignalSchedule(hidden=3, total_steps=STEPS),
 }
 every_schedule = pytest.mark.parametrize("name", REGISTRY)
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import metastep as ms
-from metastep.core.policy import ActionBounds
 
 SAMPLES = Path(__file__).parent / "samples"
-NAMES = sorted(path.stem for path in SAMPLES.glob("*.safetensors"))
+NAMES = sorted(path.stem for path in SAMPLES.glob("*.safetensors") if not path.stem.startswith("signal"))
 RATES = json.loads((SAMPLES / "rates.json").read_text())
 
 
@@ -49,35 +48,11 @@ def test_an_older_state_is_that_of_the_new_version_after_it_was_loaded_and_saved
     assert str(lr.state_dict()) == str(again)
 
 
-def test_the_reach_of_an_older_file_is_its_bounds() -> None:
-    layers = ms.load_schedule(SAMPLES / "signal-layers.safetensors")
-    assert layers.bounds == ActionBounds(max_increase=4.0)
-    network = ms.load_schedule(SAMPLES / "signal.safetensors")
-    assert network.bounds == ActionBounds(initial_update=0.7, anneals=True)
-    assert network.trained_for == "sgd"
-
-
 def test_an_older_network_is_trained_for_nothing_that_is_known() -> None:
     network = ms.load_schedule(SAMPLES / "mlrsnet.safetensors")
     assert network.trained_for is None
     with pytest.warns(UserWarning, match="rule for sgd, the optimizer is adamw"):
         ms.LearnedLR(torch.optim.AdamW(torch.nn.Linear(2, 2).parameters()), network)
-
-
-def test_a_state_without_a_signal_that_came_later_goes_on_with_it_unseen() -> None:
-    schedule = ms.SignalSchedule(hidden=2, total_steps=10)
-    saved = schedule.saved_state(schedule.init_state() + 1)
-    at = saved["fields"].index("drop")
-    older = {
-        "fields": saved["fields"][:at] + saved["fields"][at + 1 :] + ["forgotten"],
-        "rows": torch.cat(
-            (saved["rows"][:, :at], saved["rows"][:, at + 1 : -1], torch.ones(1, 1), saved["rows"][:, -1:]), 1
-        ),
-    }
-    found = schedule.loaded_state(older)
-    expected = schedule.init_state() + 1
-    expected[0, at] = 0
-    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("schema", [0, 3, "2", None])
@@ -92,3 +67,33 @@ def test_reading_an_older_file_says_nothing() -> None:
         warnings.simplefilter("error")
         for name in NAMES:
             ms.load_schedule(SAMPLES / f"{name}.safetensors")
+
+
+# ---- what is no longer there
+
+LEFT = r"signal schedules left the package in 0\.2; use metastep\.Calibrated\(\), by name \"calibrated\"\.$"
+
+
+@pytest.mark.parametrize("name", ["signal", "signal-layers"])
+def test_a_signal_schedules_file_and_state_say_what_to_use(name: str) -> None:
+    with pytest.raises(ms.ScheduleFileError, match=rf"{name}\.safetensors: it is a SignalSchedule: {LEFT}"):
+        ms.load_schedule(SAMPLES / f"{name}.safetensors")
+    saved = torch.load(SAMPLES / f"{name}.pt", weights_only=True)["lr"]
+    for schedule in (None, ms.Cosine(10)):
+        lr = ms.LearnedLR(torch.optim.SGD(torch.nn.Linear(3, 2).parameters(), lr=0.1), schedule)
+        with pytest.raises(ValueError, match=f"state_dict is of a SignalSchedule: {LEFT}"):
+            lr.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", ["signal-adamw", "signal-adamw-layers", "signal-sgd", "signal-sgd-layers"])
+def test_the_name_of_a_signal_schedule_says_what_to_use(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no schedule '{name}': {LEFT}"):
+        ms.load_schedule(name)
+    with pytest.raises(FileNotFoundError, match=LEFT):
+        ms.LearnedLR(torch.optim.SGD(torch.nn.Linear(3, 2).parameters(), lr=0.1), name)
+
+
+def test_a_file_of_that_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ms.save_schedule(ms.Cosine(7), tmp_path / "signal-adamw")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(ms.load_schedule("signal-adamw"), ms.Cosine)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import typer
 
-from metastep.cli import compare, evolve, experiment, inspect, listing, meta_train, report, train
+from metastep.cli import compare, experiment, inspect, listing, meta_train, report, train
 from metastep.cli.options import SETTINGS, Stopped
 
 app = typer.Typer(
@@ -17,7 +17,6 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("meta-train")(meta_train.meta_train)
-app.command("evolve")(evolve.evolve)
 app.command("compare")(compare.compare)
 app.command("experiment")(experiment.experiment)
 app.command("report")(report.report)
@@ -48,7 +47,6 @@ def main() -> None:
     ``METASTEP_TRACEBACK=1``.
     """
     try:
-        evolve.refuse_old_spelling(sys.argv[1:])
         code = app(prog_name="metastep", standalone_mode=False)
     except Stopped as stopped:
         _say(str(stopped))

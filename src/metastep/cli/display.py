@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from rich.table import Table
 
     from metastep.lab.bench.run import Progress as RunProgress
     from metastep.lab.bench.runner import ExperimentProgress
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
 _console = Console(stderr=True, highlight=False)
 
 
@@ -41,19 +39,6 @@ def note(text: str) -> None:
 def stop_notice() -> None:
     """Say that Ctrl-C was understood."""
     note("stopping after the current step; once more stops at once.")
-
-
-@contextmanager
-def steps_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with some numbers beside; call what it yields with the steps done, all steps, and the numbers."""
-    with _started_late(_bar(quiet)) as (bar, start):
-        line = bar.add_task(escape(title), total=None, numbers="")
-
-        def update(done: int, total: int, numbers: str) -> None:
-            start()
-            bar.update(line, completed=done, total=total, numbers=escape(numbers))
-
-        yield update
 
 
 @contextmanager
@@ -118,17 +103,3 @@ def _numbers(progress: RunProgress) -> str:
     if progress.meta_loss is not None:
         parts.append(f"meta {progress.meta_loss:.4f}")
     return "  ".join(parts)
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """The shape of a curve in block characters, on a logarithmic scale of two decades below its peak.
-
-    Example:
-        >>> sparkline([0.01, 0.1, 1.0, 0.1])
-        '▁▅█▅'
-    """
-    top = max(values, default=0.0)
-    if top <= 0:
-        return ""
-    heights = [1 + math.log10(max(value / top, 0.01)) / 2 for value in values]
-    return "".join(_BLOCKS[round(height * (len(_BLOCKS) - 1))] for height in heights)

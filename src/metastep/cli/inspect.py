@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from statistics import geometric_mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,21 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from metastep.cli import options as o
-from metastep.cli.display import say, show, sparkline
+from metastep.cli.display import say, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from metastep.lab.bench.table.scheduled import Base
-    from metastep.lab.tasks import Task
     from metastep.schedules import Schedule
-    from metastep.schedules.base import LearnedSchedule
 
 _BARS = "▁▂▃▄▅▆▇█"
-#: What a schedule that reads the optimizer is run on: small, built in (scikit-learn has the data), done in a second.
-_TASK = "digits/mlp"
-_STARTS = (0.01, 1.0, 10.0)
-_WIDTH = 30
 
 
 def inspect(
@@ -39,12 +31,8 @@ def inspect(
     plot: Annotated[Path | None, typer.Option(help="PNG to draw; default: FILE's name with -rates.png, here.")] = None,
     json: o.Json = False,
 ) -> None:
-    """Show a schedule's configuration and the rate it would set for a falling, a rising and a flat loss.
-
-    One that reads its optimizer is shown in three short runs on digits/mlp, from 0.01, 1 and 10 times the usual rate.
-    """
+    """Show a schedule's configuration and the rate it would set for a falling, a rising and a flat loss."""
     from metastep.schedules import load_schedule
-    from metastep.schedules.base import LearnedSchedule
     from metastep.schedules.files import read_schedule_file
 
     if steps < 2:
@@ -52,8 +40,7 @@ def inspect(
     if num_classes < 2:
         raise ValueError(f"num_classes must be >= 2, got {num_classes}.")
     schedule = load_schedule(file, gate_layout).with_total_steps(steps)  # type: ignore[arg-type]
-    reader = schedule if isinstance(schedule, LearnedSchedule) and schedule.monitors is not None else None
-    found = _real_runs(reader, steps) if reader else _answers(schedule, steps, num_classes)
+    found = _answers(schedule, steps, num_classes)
     facts = {
         "class": type(schedule).__name__,
         "weights": sum(weight.numel() for weight in schedule.parameters()),
@@ -64,12 +51,8 @@ def inspect(
         o.print_json({**facts, **found})
         return
     show(_facts_table(file, facts))
-    if reader:
-        show(_runs_table(found))
-        say(_runs_note(found, reader))
-    else:
-        show(_rates_table(found["rates"]))
-        _say_settled(found["settled"], num_classes)
+    show(_rates_table(found["rates"]))
+    _say_settled(found["settled"], num_classes)
     from metastep.lab.report import write_rate_picture
 
     target = plot or Path(f"{Path(file).stem}-rates.png")
@@ -126,89 +109,6 @@ def _say_settled(settled: Sequence[dict[str, float]], num_classes: int) -> None:
             f"Fed any constant loss from 0 to {highest:.2f}, snapshot {phase['snapshot']} settles between "
             f"{phase['lowest']:.4f} and {phase['highest']:.4f}: it reacts by {phase['reaction']:.1%}."
         )
-
-
-def _real_runs(schedule: LearnedSchedule, steps: int) -> dict[str, Any]:
-    """Train a small network from a hundredth, one and ten times its optimizer's usual rate, and return what was set.
-
-    Args:
-        schedule: one that reads the optimizer. With a rate for each parameter, their geometric mean is returned.
-        steps: of each run.
-
-    Returns:
-        ``ran``: the task, the base, the steps, the seed; ``rates``: by run, one a step, 0 for a skipped one;
-        ``runs``: by run, the initial rate, the steps skipped, and the loss on outer_valid at the end.
-    """
-    from metastep.lab.tasks import load_task
-
-    name, base = _base(schedule)
-    task = load_task(_TASK)
-    rates: dict[str, list[float]] = {}
-    runs: dict[str, dict[str, Any]] = {}
-    for factor in _STARTS:
-        label = f"from {factor * base.lr:.4g}"
-        rates[label], runs[label] = _run(task, base, schedule, factor * base.lr, steps)
-    return {"ran": {"task": _TASK, "optimizer": name, "steps": steps, "seed": 0}, "rates": rates, "runs": runs}
-
-
-def _base(schedule: LearnedSchedule) -> tuple[str, Base]:
-    """The optimizer that it was trained for, the last named; SGD with momentum where that is unknown or not ours."""
-    from metastep.lab.bench.table.scheduled import BASES
-
-    named = (getattr(schedule, "trained_for", None) or "").split(", ")
-    name = next((base for base in reversed(named) if base in BASES), "sgd-momentum")
-    return name, BASES[name]
-
-
-def _run(
-    task: Task, base: Base, schedule: LearnedSchedule, start: float, steps: int
-) -> tuple[list[float], dict[str, Any]]:
-    import torch
-
-    from metastep.lab.bench.optimizers import make_optimizer
-    from metastep.lab.bench.training import Trainer
-    from metastep.schedules import LearnedLR
-
-    torch.manual_seed(0)
-    model = task.make_model().train()
-    optimizer = make_optimizer(base.optimizer, model, start, base.options)
-    lr = LearnedLR(optimizer, schedule, total_steps=steps)
-    batches = task.batches("train", seed=0)
-    trainer = Trainer(model=model, optimizer=optimizer, lr=lr, loss=task.loss, batches=batches)
-    rates = []
-    for _ in range(steps):
-        trainer.advance()
-        every = lr.get_last_lr()
-        rates.append(geometric_mean(every) if min(every) > 0 else 0.0)
-    loss = task.evaluate(model, "outer_valid")["loss"]
-    return rates, {"initial": start, "skipped": lr.skipped_steps, "outer_valid": loss if math.isfinite(loss) else None}
-
-
-def _runs_table(found: dict[str, Any]) -> Table:
-    """The rates of the first step, the second (the first whose size is calibrated), the middle and the last."""
-    table = Table(title="rates", title_justify="left", box=None, pad_edge=False)
-    for heading in ("run", "first", "second", "middle", "last", "skipped", "loss", "course"):
-        table.add_column(heading, justify="left" if heading in ("run", "course") else "right")
-    for name, rates in found["rates"].items():
-        run = found["runs"][name]
-        points = [rates[0], rates[1], rates[len(rates) // 2], rates[-1]]
-        loss = "diverged" if run["outer_valid"] is None else f"{run['outer_valid']:.3f}"
-        calibrated = rates[1:]
-        picked = [calibrated[round(place * (len(calibrated) - 1) / (_WIDTH - 1))] for place in range(_WIDTH)]
-        shown = (f"{value:.3g}" for value in points)
-        table.add_row(name, *shown, str(run["skipped"]), loss, sparkline(picked))
-    return table
-
-
-def _runs_note(found: dict[str, Any], schedule: LearnedSchedule) -> str:
-    """What was run, in a sentence or two."""
-    ran = found["ran"]
-    of = ", the geometric mean over parameters" if schedule.monitors == "layer" else ""
-    return (
-        f"These rates{of} were set in three real runs: {ran['steps']} steps on {ran['task']} with {ran['optimizer']}, "
-        f"seed {ran['seed']}, from 0.01, 1 and 10 times its usual rate; loss is on outer_valid at the end, course on a "
-        "logarithmic scale from the second step on. On other tasks the rates are others."
-    )
 
 
 def _facts_table(file: str, facts: dict[str, Any]) -> Table:

@@ -230,7 +230,6 @@ def new_folder(out: Path | None, what: str) -> Path:
         "compare.json": "a comparison",
         "tasks.json": "a run of tasks",
         "experiment.json": "a comparison or an experiment",
-        "evolution.json": "an evolution",
         "population.json": "a training of an older version",
     }
     for file, kind in kinds.items():

@@ -176,15 +176,12 @@ class MetaLearner:
     def _step_and_learn(self, scaler: GradScaler | None) -> None:
         self._make_sure_of_linearity()
         loss = self.lr.flush()
-        rate, state = (self.lr.groups.reference, None) if loss is None else self.lr.query(loss)
-        if loss is None or self.lr.skips(state):  # no finite loss was ever observed, or the schedule skips the step
-            with self.lr.override(rate):
+        if loss is None:  # no finite loss was ever observed
+            with self.lr.override(self.lr.groups.reference):
                 self._optimizer_step(scaler)
-            if loss is not None:
-                self.lr.commit(rate, state)
-                self.skipped_updates += 1
             self._learn_from_others()
             return
+        rate, state = self.lr.query(loss)
         look_ahead = LookAhead(self._parameters(), self.ranks)
         with self.lr.override(rate):
             self._optimizer_step(scaler)

@@ -6,7 +6,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Self, SupportsIndex, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, Self, SupportsIndex, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +21,6 @@ T = TypeVar("T")
 
 #: The largest whole number that an argument may be: beyond it floats no longer tell neighbours apart.
 _LARGEST_WHOLE = 2**53
-
-
-class Observation(NamedTuple):
-    """What a schedule that reads the optimizer is given before a step; see :mod:`metastep.core.signals`.
-
-    Attributes:
-        loss: 0-d tensor, NaN if a loss was not finite; None if none was observed.
-        network: <g, u>, |g|^2, |u|^2 and |theta|^2 of all parameters, (4,).
-        layers: the same of each parameter, (L, 4), for a schedule with a rate for each.
-    """
-
-    loss: Tensor | None
-    network: Tensor
-    layers: Tensor | None = None
 
 
 class Schedule(nn.Module, ABC):
@@ -70,8 +56,7 @@ class Schedule(nn.Module, ABC):
         """Return the rate of this step and the state of the next.
 
         Args:
-            loss: this step's training loss, a float or a 0-d tensor, or an :class:`Observation`; closed forms ignore
-                it.
+            loss: this step's training loss, a float or a 0-d tensor; closed forms ignore it.
             state: what :meth:`init_state` or the previous call returned.
         """
 
@@ -120,8 +105,6 @@ class LearnedSchedule(Schedule):
             "elements" or "tensors".
 
     Attributes:
-        monitors: "network" or "layer" if, instead of the loss alone, an :class:`Observation` of the optimizer is read,
-            of the network or also of its layers; None if not.
         scale: how the scale of the rate is set; only where the schedule is not relative.
         trained_for: the base of the optimizer for which the weights were learned ("sgd", "sgd-momentum", "adamw", ...),
             or several, "sgd, sgd-momentum"; None: unknown, or for nothing yet. :class:`metastep.LearnedLR` warns of
@@ -129,7 +112,6 @@ class LearnedSchedule(Schedule):
     """
 
     sizes: ClassVar[Mapping[str, Literal["elements", "tensors"]]] = MappingProxyType({})
-    monitors: Literal["network", "layer"] | None = None
     scale: ScaleRule
     trained_for: str | None = None
 
@@ -139,32 +121,12 @@ class LearnedSchedule(Schedule):
         if base not in known:
             self.trained_for = ", ".join([*known, base])
 
-    def with_layers(self, layers: int) -> Self:
-        """This schedule for ``layers`` rates; itself if it sets one rate."""
-        return self
-
-    def skips(self, state: State) -> Tensor | None:
-        """Whether the step to which this state belongs is to be skipped, a 0-d bool tensor; None: never."""
-        return None
-
-    def skipped_steps(self, state: State) -> int:
-        """How many steps were to be skipped so far (reads the device, if the state is there)."""
-        return 0
-
     def remeasures(self, step: int) -> bool:
         """True if the scale of the rate is to be measured again before step ``step`` (0-based)."""
         return False
 
     def weights_changed(self) -> None:
         """Told after a meta-update: drop whatever was derived from the weights."""
-
-    def saved_state(self, state: State) -> State:
-        """A state as a checkpoint keeps it: with the names of what is in it, where that may change."""
-        return state
-
-    def loaded_state(self, saved: State) -> State:
-        """The state that :meth:`saved_state`, of this version or an older one, has kept."""
-        return saved
 
 
 def weight_dtype() -> torch.dtype:

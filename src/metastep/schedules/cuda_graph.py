@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metastep.schedules.base import Loss, Observation, Schedule
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from metastep.schedules.base import Rate, State
+    from metastep.schedules.base import Loss, Rate, Schedule, State
 
 #: Calls of one kind before the query is recorded: libraries set themselves up in the first ones.
 _EAGER_CALLS = 3
@@ -26,7 +24,7 @@ class GraphedQuery:
     A query is all launches: eager torch takes milliseconds for what the device does in microseconds. The kernels are
     the same ones, so the results are, too. The schedule is asked as usual on other devices, by a loss that is a number,
     while gradients are on, and within a graph that the caller records. A query of another kind (another schedule or
-    horizon, replaced weights, a loss that is missing) is recorded anew; weights that are written in place are not
+    horizon, or replaced weights) is recorded anew; weights that are written in place are not
     another kind. Recording waits for the device once.
     """
 
@@ -35,21 +33,21 @@ class GraphedQuery:
         self._calls = 0
         self._recorded: _Recorded | None = None
 
-    def __call__(self, schedule: Schedule, loss: Loss | Observation, state: State) -> tuple[Rate, State]:
+    def __call__(self, schedule: Schedule, loss: Loss, state: State) -> tuple[Rate, State]:
         """What ``schedule(loss, state)`` returns."""
-        inputs = _inputs(loss, state)
+        inputs = loss, state
         replays = _all_on_cuda(inputs) and not torch.is_grad_enabled() and not torch.cuda.is_current_stream_capturing()
         weights = [weight.data_ptr() for weight in schedule.parameters()] if replays else []
         if weights:  # without weights it is a closed form, of a few kernels
-            forms = [(part.shape, part.dtype) if part is not None else None for part in inputs]
+            forms = [(part.shape, part.dtype) for part in inputs if isinstance(part, Tensor)]
             kind = (schedule, *weights, *forms)  # the schedule is held, so that no other can take its place
             if kind != self._kind:
                 self._kind, self._calls, self._recorded = kind, 0, None
             self._calls += 1
             if self._calls > _EAGER_CALLS:
                 if self._recorded is None:
-                    self._recorded = _Recorded(schedule, loss, state)
-                return self._recorded.replay(inputs)
+                    self._recorded = _Recorded(schedule, torch.as_tensor(loss), state)
+                return self._recorded.replay(list(inputs))
         rate, state = schedule(loss, state)
         return rate, state
 
@@ -63,20 +61,19 @@ class GraphedQuery:
 class _Recorded:
     """The graph of one kind of query, with the tensors that it reads and writes."""
 
-    def __init__(self, schedule: Schedule, loss: Loss | Observation, state: State) -> None:
-        self._loss, self._state = _copied(loss), state.clone()
-        self._inputs = [part for part in _inputs(self._loss, self._state) if part is not None]
+    def __init__(self, schedule: Schedule, loss: Tensor, state: Tensor) -> None:
+        self._inputs = [loss.clone(), state.clone()]
         self._graph = torch.cuda.CUDAGraph()
         with (
             _no_collection(),
-            torch.cuda.device(self._state.device),
+            torch.cuda.device(state.device),
             torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
         ):
-            self._outputs = schedule(self._loss, self._state)
+            self._outputs = schedule(*self._inputs)
 
-    def replay(self, inputs: tuple[Any, ...]) -> tuple[Rate, State]:
+    def replay(self, inputs: list[Any]) -> tuple[Rate, State]:
         """The outputs for these inputs, as fresh tensors."""
-        torch._foreach_copy_(self._inputs, [part for part in inputs if part is not None])
+        torch._foreach_copy_(self._inputs, inputs)
         self._graph.replay()
         rate, state = self._outputs
         return rate.clone(), state.clone()
@@ -95,15 +92,5 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _inputs(loss: Loss | Observation, state: State) -> tuple[Any, ...]:
-    return (*loss, state) if isinstance(loss, Observation) else (loss, state)
-
-
 def _all_on_cuda(inputs: tuple[Any, ...]) -> bool:
-    return all(part is None or (isinstance(part, Tensor) and part.is_cuda) for part in inputs)
-
-
-def _copied(loss: Any) -> Any:
-    if isinstance(loss, Observation):
-        return Observation(*map(_copied, loss))
-    return None if loss is None else loss.clone()
+    return all(isinstance(part, Tensor) and part.is_cuda for part in inputs)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from metastep.files import decode_json, write_atomically
 from metastep.schedules.base import LearnedSchedule, Schedule
-from metastep.schedules.migration import upgraded_config
+from metastep.schedules.migration import gone
 from metastep.schedules.mlrsnet import GateLayout, MLRSNet
 from metastep.schedules.registry import REGISTRY
 from metastep.schedules.scale import ScaleRule
@@ -159,8 +159,7 @@ def _read(data: bytes) -> Schedule:
     if not {"class", "config"} <= metadata.keys():
         raise ValueError("its metadata lack the class or the config of the schedule.")
     name = metadata["class"]
-    config = upgraded_config(name, decode_json(metadata["config"], dict[str, Any], "the configuration"))
-    return _with_weights(name, config, tensors)
+    return _with_weights(name, decode_json(metadata["config"], dict[str, Any], "the configuration"), tensors)
 
 
 def _metadata(data: bytes) -> dict[str, str]:
@@ -211,6 +210,8 @@ def _check_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
 
 def _members(name: Any, config: Any) -> Iterator[tuple[type[Schedule], Mapping[str, Any]]]:
     """The class and the configuration of a schedule, and of all that are members of it."""
+    if instead := gone(name):
+        raise ValueError(f"it is a {name}: {instead}")
     if not isinstance(name, str) or name not in REGISTRY:
         raise ValueError(f"schedule class {name!r} is unknown; known: {', '.join(REGISTRY)}.")
     if not isinstance(config, Mapping):
@@ -295,6 +296,8 @@ def read_schedule_file(path_or_name: str | Path) -> bytes:
         return pretrained.read_bytes()
     path = Path(path_or_name)
     if not path.is_file():
+        if instead := gone(str(path_or_name)):
+            raise FileNotFoundError(f"no schedule {str(path_or_name)!r}: {instead}")
         names = list(shipped_schedules())
         near = difflib.get_close_matches(path.name, names, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"or a name: {', '.join(names)}."

@@ -19,7 +19,7 @@ from metastep.core.distributed import (
     rank_count,
     sum_over_ranks,
 )
-from metastep.schedules.base import LearnedSchedule, Loss, Observation, Rate, Schedule, State, state_like, whole
+from metastep.schedules.base import LearnedSchedule, Loss, Rate, Schedule, State, state_like, whole
 from metastep.schedules.calibrated import Calibrated
 from metastep.schedules.calibration import Calibrator, can_calibrate
 from metastep.schedules.closed_form import OverHorizon
@@ -27,8 +27,7 @@ from metastep.schedules.cuda_graph import GraphedQuery
 from metastep.schedules.files import load_schedule
 from metastep.schedules.loss_window import LossWindow
 from metastep.schedules.migration import upgraded_state
-from metastep.schedules.monitor import Monitor, SkippedStep
-from metastep.schedules.param_groups import ParamGroups, bounded, plain_rate, split_groups
+from metastep.schedules.param_groups import ParamGroups, bounded
 from metastep.schedules.registry import REGISTRY
 from metastep.schedules.scale import RunScale, ScaleRule
 
@@ -56,14 +55,14 @@ class LearnedLR:
     Call :meth:`observe` with each (micro-batch's) loss before ``optimizer.step()``. A hook of that step averages the
     window, queries the schedule once, and writes the rate. A step that never comes, as when AMP skips it, does not
     advance the schedule; its losses count in the next. With ``optimizer.step(closure)`` the closure may observe, or
-    just return, the loss. For a :class:`metastep.SignalSchedule` the hook also measures gradients and displacements;
-    see ``docs/signals.md``.
+    just return, the loss.
 
     A learned schedule knows for which base optimizers its rates are made; another one gets a warning.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
-        schedule: any :class:`metastep.Schedule`. Default: "signal-adamw" for AdamW; other optimizers have none.
+        schedule: any :class:`metastep.Schedule`, or the name of one. Default: :class:`metastep.Calibrated`, for
+            torch's optimizers that treat each number by itself; others have none.
         initial_loss: mean loss (nats) of the fresh network, from which gamma is set; default: the first observed.
         num_classes: classes, or vocabulary size; default: round(exp(initial_loss)), at least 2.
         total_steps: optimizer steps of the run, for schedules with a horizon.
@@ -119,9 +118,6 @@ class LearnedLR:
         _check_numbers(initial_loss, num_classes, total_steps, warmup_steps, min_lr, max_lr)
         if (doubt := another_base(schedule, base_name(optimizer))) is not None:
             warnings.warn(doubt, stacklevel=2)
-        monitors = schedule.monitors if isinstance(schedule, LearnedSchedule) else None
-        if monitors == "layer":
-            split_groups(optimizer)
         groups = ParamGroups(optimizer, joins_at_present_rates=schedule.calibrates)
         relative = schedule.relative or (isinstance(schedule, LearnedSchedule) and schedule.scale.mode == "relative")
         if relative and groups.bases and groups.reference == 0:
@@ -131,11 +127,6 @@ class LearnedLR:
             )
         self.optimizer, self.groups = optimizer, groups
         self.schedule = schedule if total_steps is None else schedule.with_total_steps(total_steps)
-        self.monitor: Monitor | None = None
-        if monitors is not None:
-            self.monitor = Monitor(optimizer, layers=monitors == "layer")
-        if monitors == "layer" and isinstance(self.schedule, LearnedSchedule):
-            self.schedule = self.schedule.with_layers(len(optimizer.param_groups))
         self._calibrator = Calibrator(optimizer) if schedule.calibrates else None
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
@@ -151,12 +142,10 @@ class LearnedLR:
             )
             self._scale.mean_over_ranks = self._sync.mean
         self._given = initial_loss, num_classes
-        self._reads_loss = schedule.needs_loss or self._scale is not None or self.monitor is not None
+        self._reads_loss = schedule.needs_loss or self._scale is not None
         self._overridden = False
         self._recorded_query = GraphedQuery()
-        self._skipped = SkippedStep(optimizer)
         self._last_rate: Rate | None = None
-        self._real_rate: Rate | None = None  # of the last step that was not skipped
         self._decayed = schedule.relative and groups.were_decayed()
         self._device = groups.device()
         self._on_host = self._device.type == "cpu"
@@ -186,16 +175,6 @@ class LearnedLR:
         return self._window.ignored
 
     @property
-    def skipped_steps(self) -> int:
-        """How many steps the schedule's spike guard has skipped (reads the device, if the state is there)."""
-        return self.schedule.skipped_steps(self.state) if isinstance(self.schedule, LearnedSchedule) else 0
-
-    @property
-    def brakes(self) -> int:
-        """The former name of :attr:`skipped_steps`."""
-        return self.skipped_steps
-
-    @property
     def scale(self) -> float | None:
         """What the schedule's output is multiplied by (None until it is measured)."""
         if self._calibrator is not None:
@@ -223,11 +202,11 @@ class LearnedLR:
         return rank_count(self._sync.process_group)
 
     def detach(self) -> None:
-        """Let go of the optimizer: its rates stay as the last step that was not skipped used them."""
+        """Let go of the optimizer: its rates stay as the last step used them."""
         for hook in self._hooks:
             hook.remove()
-        if self._hooks and self._real_rate is not None:
-            self.groups.write(self._real_rate)
+        if self._hooks and self._last_rate is not None:
+            self.groups.write(self._last_rate)
         self._hooks = []
 
     def extend(self, total_steps: int) -> None:
@@ -251,7 +230,7 @@ class LearnedLR:
 
     # ---- one step: losses -> rate and next state -> optimizer; MetaLearner takes these apart
 
-    def flush(self) -> Loss | Observation | None:
+    def flush(self) -> Loss | None:
         """End the window of observed losses; return what the schedule is to read, None if no loss was ever finite.
 
         With several ranks it is the mean of all their losses, and they call this together: one message of 24 bytes.
@@ -269,12 +248,9 @@ class LearnedLR:
                 "observe(loss) on the LearnedLR after computing the loss and before each optimizer.step(), or let the "
                 "closure return it."
             )
-        observed, broken = (False, 0) if self.monitor is None else (window.calls > 0, window.broken())
         loss = window.flush()
         if self._on_host and isinstance(loss, Tensor):
             loss = loss.item()
-        if self.monitor is not None:
-            return self.monitor.observe(loss if observed else None, broken, self._device)
         if self._scale is not None:
             return self._scale.read(loss, self.steps)
         unknown = self.schedule.needs_loss and isinstance(loss, float) and math.isnan(loss)
@@ -284,9 +260,9 @@ class LearnedLR:
     def query(self) -> tuple[Rate, State] | None: ...
 
     @overload
-    def query(self, loss: Loss | Observation) -> tuple[Rate, State]: ...
+    def query(self, loss: Loss) -> tuple[Rate, State]: ...
 
-    def query(self, loss: Loss | Observation | None = None) -> tuple[Rate, State] | None:
+    def query(self, loss: Loss | None = None) -> tuple[Rate, State] | None:
         """Return the first group's rate, and the state after it; None if no loss was ever finite.
 
         Args:
@@ -295,40 +271,21 @@ class LearnedLR:
         if loss is None and (loss := self.flush()) is None:
             return None
         scale = self._scale_of(loss) * self._warmup_and_cooling()
-        if self._on_host and not isinstance(loss, Observation):
+        if self._on_host:
             alpha, state = self.schedule.query(float(loss), self.state)
             return bounded(alpha * scale, self.min_lr, self.max_lr), state
         with torch.no_grad():
-            if self._on_host:
-                output, state = self.schedule(loss, self.state)
-            else:
-                output, state = self._recorded_query(self.schedule, loss, self.state)
-            rate = bounded(output * scale, self.min_lr, self.max_lr)
-            skip = self.skips(state)
-            if skip is not None:
-                self._skipped.decide(bool(skip) if self._on_host else skip)
-                rate = torch.where(skip, 0.0, rate)
-                rate = float(rate) if self._on_host and rate.ndim == 0 else rate
-        return rate, state
+            output, state = self._recorded_query(self.schedule, loss, self.state)
+            return bounded(output * scale, self.min_lr, self.max_lr), state
 
-    def query_with_graph(self, loss: Loss | Observation, state: State) -> tuple[Tensor, State]:
-        """Return a rate that is differentiable with respect to the schedule's weights, from a given state.
-
-        Raises:
-            ValueError: if the schedule sets a rate for each layer.
-        """
+    def query_with_graph(self, loss: Loss, state: State) -> tuple[Tensor, State]:
+        """Return a rate that is differentiable with respect to the schedule's weights, from a given state."""
         alpha, state = self.schedule(loss, state)
-        if isinstance(alpha, Tensor) and alpha.ndim:
-            raise ValueError(
-                f"lr.schedule must set one rate for a look-ahead, got one for each of {len(alpha)} layers; use "
-                'scope="network", or learn over a population.'
-            )
         assert self.scale is not None
         return cast("Tensor", bounded(alpha * self.scale * self._warmup_and_cooling(), self.min_lr, self.max_lr)), state
 
-    def _scale_of(self, loss: Loss | Observation) -> float:
+    def _scale_of(self, loss: Loss) -> float:
         if self._calibrator is not None:
-            assert not isinstance(loss, Observation)
             self.groups.adopt_new_groups()
             return self._calibrator.scale(cast("Calibrated", self.schedule), self.groups.ratios, float(loss))
         scale = self.groups.reference if self._scale is None else self._scale.gamma
@@ -341,10 +298,6 @@ class LearnedLR:
             begun, steps = self._cooling
             factor *= max(steps - (self.steps - begun), 1) / steps
         return factor
-
-    def skips(self, state: State) -> Tensor | None:
-        """Whether the schedule skips the step to which this state belongs; None: it never does."""
-        return self.schedule.skips(state) if isinstance(self.schedule, LearnedSchedule) else None
 
     @overload
     def commit(self) -> None: ...
@@ -372,10 +325,6 @@ class LearnedLR:
         else:
             self.state = state
         self._last_rate = rate
-        if self.monitor is None:
-            self._real_rate = rate
-        else:
-            self._real_rate = self._skipped.rate_unless_skipped(rate, self._real_rate)
         self.steps += 1
 
     @contextmanager
@@ -406,33 +355,24 @@ class LearnedLR:
 
     def _attach(self) -> None:
         self._hooks = [self.optimizer.register_step_pre_hook(self._before_step)]
-        if self.monitor is not None:
-            self._hooks.append(self.optimizer.register_step_post_hook(self._skipped.over))
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
-        if self._overridden and self.monitor is not None:
-            self._skipped.prepare()
         if self._overridden or is_skipped_by_scaler(optimizer):
             return None
         if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
             return None
         closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
-        if closure is None or not (self.schedule.needs_loss or self.monitor is not None):
-            self._advance()
+        if closure is None or not (self.schedule.needs_loss or self._calibrator is not None):
+            self.commit()
             return None
         observed = self._window.calls
 
         def first(loss: Any) -> None:
             if observed == self._window.calls == 0 and loss is not None:
                 self.observe(loss)
-            self._advance()
+            self.commit()
 
         return ObservedClosure(closure, first, self._window.discard).put_into(optimizer, args, kwargs)
-
-    def _advance(self) -> None:
-        self.commit()
-        if self.monitor is not None:
-            self._skipped.prepare()
 
     # ---- checkpoints
 
@@ -446,19 +386,16 @@ class LearnedLR:
             "config": self.schedule.config(),
             "trained_for": None if learned is None else learned.trained_for,
             "weights": dict(self.schedule.state_dict()),
-            "state": self.state if learned is None else learned.saved_state(self.state),
+            "state": self.state,
             "steps": self.steps,
             **scale.state_dict(),
-            "last_rate": plain_rate(self._last_rate),
-            "real_rate": plain_rate(self._real_rate),
+            "last_rate": None if self._last_rate is None else float(self._last_rate),
             "bases": self.groups.bases,
             "window": self._window.state_dict(),
             "cooling": self._cooling,
         }
         if self._scale is None:
             state["initial_loss"], state["num_classes"] = self._given
-        if self.monitor is not None:
-            state["before"] = self.monitor.state_dict()
         if self._calibrator is not None:
             state["calibration"] = self._calibrator.state_dict()
         return copy.deepcopy(state)
@@ -473,22 +410,19 @@ class LearnedLR:
         self._check(saved)
         saved = copy.deepcopy(saved)
         learned = self.schedule if isinstance(self.schedule, LearnedSchedule) else None
-        kept = saved["state"] if learned is None else learned.loaded_state(saved["state"])
-        state = state_like(self.schedule.init_state(), kept)
+        state = state_like(self.schedule.init_state(), saved["state"])
         self.schedule.load_state_dict(saved["weights"])
         if learned is not None:
             learned.weights_changed()
             for base in (saved["trained_for"] or "").split(", "):
                 learned.learned_for(base) if base else None
         self.state = state
-        self.steps, self._last_rate, self._real_rate = saved["steps"], saved["last_rate"], saved["real_rate"]
+        self.steps, self._last_rate = saved["steps"], saved["last_rate"]
         if self._scale is not None:
             self._scale.load_state_dict(saved)
         self._given = saved["initial_loss"], saved["num_classes"]
         self.groups.set_bases(saved["bases"])
         self._window.load_state_dict(saved["window"])
-        if self.monitor is not None:
-            self.monitor.load_state_dict(saved["before"])
         if self._calibrator is not None:
             self._calibrator.load_state_dict(saved["calibration"])
         self._cooling = None if saved["cooling"] is None else (saved["cooling"][0], saved["cooling"][1])

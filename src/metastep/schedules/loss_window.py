@@ -20,10 +20,9 @@ class LossWindow:
 
     def __init__(self, last: float = math.nan) -> None:
         self.calls = 0  # in the open window
-        self._sum, self._count, self._ignored, self._broken = 0.0, 0, 0, 0
+        self._sum, self._count, self._ignored = 0.0, 0, 0
         self._last = last
-        # sum, count, ignored, last, and how many of the open window were ignored: 0-d float32
-        self._device: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+        self._device: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # sum, count, ignored, last: 0-d float32
         self._device_in_use = False  # in the open window
 
     def add(self, loss: float | Tensor) -> None:
@@ -54,24 +53,22 @@ class LossWindow:
             self._count += 1
         else:
             self._ignored += 1
-            self._broken += 1
 
     def _add_on_device(self, loss: Tensor) -> None:
         loss = loss.reshape(()).float()
-        total, count, ignored, _, broken = self._kept_on(loss.device)
+        total, count, ignored, _ = self._kept_on(loss.device)
         finite = loss.isfinite()
         total += torch.where(finite, loss, 0.0)
         count += finite
         ignored += ~finite
-        broken += ~finite
         self.calls += 1
         self._device_in_use = True
 
-    def _kept_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _kept_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self._device is None or self._device[0].device != device:
             self._ignored = self.ignored
             zero = torch.zeros((), dtype=torch.float32, device=device)
-            self._device = (zero, zero.clone(), zero.clone(), torch.full_like(zero, self._last), zero.clone())
+            self._device = (zero, zero.clone(), zero.clone(), torch.full_like(zero, self._last))
         return self._device
 
     def share(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
@@ -94,13 +91,11 @@ class LossWindow:
         if everyones.is_cpu:
             self._sum, self._count = float(everyones[0]), int(everyones[1])
             self._ignored += int(others[2] - others[1])
-            self._broken = int(everyones[2] - everyones[1])
         else:
             kept = self._kept_on(everyones.device)
             kept[0].copy_(everyones[0])
             kept[1].copy_(everyones[1])
             kept[2].add_(others[2] - others[1])
-            kept[4].copy_(everyones[2] - everyones[1])
             self._device_in_use = True
 
     @property
@@ -122,7 +117,7 @@ class LossWindow:
         """
         mean: float | Tensor
         if self._device_in_use and self._device is not None:
-            total, count, _, last, _ = self._device
+            total, count, _, last = self._device
             total += self._sum
             count += self._count
             last.copy_(torch.where(count > 0, total / count.clamp(min=1), last))
@@ -136,14 +131,10 @@ class LossWindow:
 
     def discard(self) -> None:
         """Forget the losses of the open window."""
-        self.calls, self._sum, self._count, self._broken, self._device_in_use = 0, 0.0, 0, 0, False
+        self.calls, self._sum, self._count, self._device_in_use = 0, 0.0, 0, False
         if self._device is not None:
-            for part in (0, 1, 4):
+            for part in (0, 1):
                 self._device[part].zero_()
-
-    def broken(self) -> int | Tensor:
-        """How many losses of the open window were not finite: a number, or a 0-d tensor on an accelerator."""
-        return self._broken + self._device[4] if self._device_in_use and self._device is not None else self._broken
 
     @property
     def ignored(self) -> int:
@@ -154,14 +145,12 @@ class LossWindow:
         """Plain numbers; reads the device, if there is one."""
         state = {"calls": self.calls, "sum": self._sum, "count": self._count, "last": self._last}
         if self._device is not None:
-            total, count, _, last, broken = (value.item() for value in self._device)
+            total, count, _, last = (value.item() for value in self._device)
             state = {**state, "sum": self._sum + total, "count": self._count + int(count), "last": last}
-            return {**state, "ignored": self.ignored, "broken": self._broken + int(broken)}
-        return {**state, "ignored": self.ignored, "broken": self._broken}
+        return {**state, "ignored": self.ignored}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue an open window; what was on a device goes on from the host."""
         self.calls, self._sum, self._count = int(state["calls"]), float(state["sum"]), int(state["count"])
         self._ignored, self._last = int(state["ignored"]), float(state["last"])
-        self._broken = int(state.get("broken", 0))  # states written before it was kept have none
         self._device, self._device_in_use = None, False

@@ -52,7 +52,6 @@ class ParamGroups:
             self.bases.append(base)
         self.reference = next((base for base in self.bases if base != 0), 0.0)
         self.ratios = [base / self.reference if self.reference else 1.0 for base in self.bases]
-        self._ratio_vector: Tensor | None = None
 
     def _of_present(self, groups: list[dict[str, Any]], rate: float) -> float:
         """What a rate is to be multiplied by, so that its ratio to the others is the present one."""
@@ -99,20 +98,12 @@ class ParamGroups:
         return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
     def _of_each(self, rate: float | Tensor) -> list[float | Tensor]:
-        """The rate of each group: ``rate``, or its part in a vector of them, times the group's ratio."""
+        """The rate of each group: ``rate`` times the group's ratio."""
         self.adopt_new_groups()
-        if isinstance(rate, Tensor) and rate.ndim:
-            if self._ratio_vector is None or self._ratio_vector.device != rate.device:
-                self._ratio_vector = torch.tensor(self.ratios, dtype=rate.dtype).to(rate.device)
-            return list((rate * self._ratio_vector).unbind())
         return [rate * ratio for ratio in self.ratios]
 
     def write(self, rate: float | Tensor) -> None:
-        """Give each group ``rate`` (of the reference group; not negative) times its ratio.
-
-        Args:
-            rate: one number, or one for each group, (groups,).
-        """
+        """Give each group ``rate`` (of the reference group; not negative) times its ratio."""
         if not isinstance(rate, Tensor):
             self._write_number(rate)
             return
@@ -160,28 +151,6 @@ class ParamGroups:
         """True if every group's rate is a zero on the host; tensors on an accelerator are not looked at."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return all((lr.device.type == "cpu" if isinstance(lr, Tensor) else True) and lr == 0 for lr in rates)
-
-
-def plain_rate(rate: float | Tensor | None) -> float | Tensor | None:
-    """A rate as it is saved: a number, or a vector of them on the CPU."""
-    if isinstance(rate, Tensor) and rate.ndim:
-        return rate.detach().cpu().clone()
-    return None if rate is None else float(rate)
-
-
-def split_groups(optimizer: Optimizer) -> None:
-    """Give every parameter a group of its own, in place, with the options of the group from which it came."""
-    single: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        names = group.get("param_names")
-        for place, parameter in enumerate(group["params"]):
-            own = {**group, "params": [parameter]}
-            if names is not None:
-                own["param_names"] = [names[place]]
-            if hasattr(group["lr"], "clone") and len(group["params"]) > 1:
-                own["lr"] = group["lr"].clone()  # a tensor rate is written in place
-            single.append(own)
-    optimizer.param_groups[:] = single
 
 
 def bounded(rate: float | Tensor, low: float, high: float) -> float | Tensor:

@@ -22,7 +22,6 @@ from metastep.schedules.closed_form import WarmupStableDecay as WarmupStableDeca
 from metastep.schedules.mlrsnet import MLRSNet as MLRSNet
 from metastep.schedules.phased import FixedOutput as FixedOutput
 from metastep.schedules.phased import Phased as Phased
-from metastep.schedules.signal_schedule import SignalSchedule as SignalSchedule
 
 #: The classes by their names, in the order of the lines above.
 REGISTRY: dict[str, type[_base.Schedule]] = {

@@ -216,8 +216,7 @@ _FIELD = (
 )
 #: Run as they come, without any tuning.
 _UNTUNED = (
-    *("signal-sgd", "signal-adamw", "signal-sgd-layers", "signal-adamw-layers"),
-    *("sgd-momentum/landed-sgd", "adamw/landed-adamw", "sgd-momentum/staircase"),
+    *("sgd-momentum/calibrated", "adamw/calibrated", "sgd-momentum/staircase"),
     *("sgd/mlr-snet-published", "sgd/mlr-snet-transferred"),
     *("hyper-sgd-momentum/global+layer+unit", "hyper-adamw/global+layer", "schedule-free-adamw", "prodigy"),
 )
@@ -245,8 +244,7 @@ _FIELD_TASKS = {
     "shakespeare/embedding": (100, 4),
 }
 
-#: The first ten are held out: their data, or their kind of network, are in no task that a signal schedule was trained
-#: on; the last four are like those, one of them ten times as long as most.
+#: The last four are like the small tasks of ``field/small``, one of them ten times as long as most.
 _REACTIVE_TASKS: dict[str, dict[str, Any]] = {
     "cifar10/resnet8": {"steps": 120, "batch_size": 32, "train_size": 4000},
     "cifar10/convnet": {"steps": 120, "train_size": 4000},
@@ -403,7 +401,7 @@ _ALL = (
     ),
     Experiment(
         name="reactive/transfer",
-        summary="signal schedules and all that needs no tuning, at defaults, on 14 tasks of which 10 are held out",
+        summary="calibrated schedules and all that needs no tuning, at defaults, on 14 tasks",
         source="metastep",
         methods=_UNTUNED,
         small=Scale(workloads=_REACTIVE, seeds=3, budgets=(1,), factors=_REACTIVE_FACTORS),

@@ -5,22 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
-
 from metastep.lab.bench.names import unknown_name
 from metastep.lab.bench.optimizers import base_of
-from metastep.lab.evolution import default_config
 from metastep.lab.tasks.sources import data_roots
 from metastep.schedules import (
     LearnedSchedule,
     Phased,
     ScaleRule,
     Schedule,
-    SignalSchedule,
     load_schedule,
     shipped_schedules,
 )
 from metastep.schedules.learned_lr import another_base
+from metastep.schedules.migration import gone
 from metastep.schedules.registry import REGISTRY
 
 
@@ -34,7 +31,6 @@ class NamedSchedule:
         learns: whether its weights are learned during the run.
         source: where it is from.
         learned: whether its weights are learned, now or before, and it measures the scale of its rate.
-        base: the only base optimizer that it is made for; empty: any.
     """
 
     summary: str
@@ -42,7 +38,6 @@ class NamedSchedule:
     learns: bool = False
     source: str = ""
     learned: bool = False
-    base: str = ""
 
 
 def _published() -> Schedule:
@@ -75,13 +70,6 @@ def _is_learned(schedule: Schedule) -> TypeGuard[LearnedSchedule]:
     return True
 
 
-def _control(base: str) -> Schedule:
-    policy = default_config(base).policy
-    schedule = SignalSchedule(policy.signals, hidden=1, bounds=policy.bounds)
-    schedule.load_flat(torch.zeros_like(schedule.flat_weights()))
-    return schedule
-
-
 #: The snapshots that the authors of MLR-SNet publish, looked for beside the checkout and in METASTEP_DATA.
 PUBLISHED_SNAPSHOTS = "mlr-snet-published"
 _SNAPSHOT_FILES = "mlrsnet/mlr_snet_*.pth"
@@ -104,18 +92,6 @@ def _registered(*, learned: bool) -> dict[str, NamedSchedule]:
 #: Every schedule by name: those of the registry (``metastep.schedules.registry``), and those of the benchmark alone.
 SCHEDULES: dict[str, NamedSchedule] = {
     **_registered(learned=False),
-    "landed-sgd": NamedSchedule(
-        summary="fixed-shape control of signal-sgd: same initial step and linear decay, nothing learned",
-        make=lambda steps: _control("sgd"),
-        base="sgd-momentum",
-        source="metastep",
-    ),
-    "landed-adamw": NamedSchedule(
-        summary="fixed-shape control of signal-adamw: same initial step and linear decay, nothing learned",
-        make=lambda steps: _control("adamw"),
-        base="adamw",
-        source="metastep",
-    ),
     **_registered(learned=True),
     PUBLISHED_SNAPSHOTS: NamedSchedule(
         summary="the published snapshots of MLR-SNet, for equal parts of the run",
@@ -255,6 +231,8 @@ def refuse_another_base(schedule: Schedule, optimizer: str, options: Mapping[str
 def _from_files(schedule: str) -> Schedule:
     files, control = _files_of(schedule) or _as_typed(schedule)
     if not any(_is_file(file) or Path(file).suffix or "/" in file for file in files):
+        if instead := gone(schedule):
+            raise ValueError(f"schedule must be another, got {schedule}: {instead}")
         raise unknown_name("schedule", schedule, [*SCHEDULES, *shipped_schedules()])
     if control not in ("", *_CONTROLS):
         raise ValueError(f"schedule may end in @staircase, got @{control}.")

@@ -53,20 +53,12 @@ MLR_SNETS: dict[str, tuple[str, str, bool]] = {
     "mlr-snet-published": (PUBLISHED_SNAPSHOTS, "the published snapshots of MLR-SNet, where they are", False),
 }
 
-#: Pretrained schedules that read training signals, and the base that each was trained for.
-SIGNALS: dict[str, str] = {
-    "signal-sgd": "sgd-momentum",
-    "signal-adamw": "adamw",
-    "signal-sgd-layers": "sgd-momentum",
-    "signal-adamw-layers": "adamw",
-}
-
 
 def scheduled() -> Iterator[Method]:
-    """Yield ``BASE/SCHEDULE`` for each pair, the cosine with warm-up, each MLR-SNet, and the signal schedules."""
+    """Yield ``BASE/SCHEDULE`` for each pair, the cosine with warm-up, and each MLR-SNet."""
     for first, base in BASES.items():
         for name, schedule in SCHEDULES.items():
-            if not schedule.learned and schedule.base in ("", first):
+            if not schedule.learned:
                 yield _under(base, f"{first}/{name}", name, schedule.summary, schedule.source)
         cosine = SCHEDULES["cosine"]
         yield _under(
@@ -81,10 +73,6 @@ def scheduled() -> Iterator[Method]:
     for first, base in BASES.items():
         for second, (schedule_name, summary, learns) in MLR_SNETS.items():
             yield _mlr_snet(base, f"{first}/{second}", schedule_name, summary, learns)
-    for name, first in SIGNALS.items():
-        rates = "a rate for each tensor" if name.endswith("-layers") else "one rate"
-        summary = f"a pretrained schedule that reads training signals, {rates}, over {first}"
-        yield _under(BASES[first], name, name, summary, "metastep")
 
 
 def _mlr_snet(base: Base, name: str, schedule: str, summary: str, learns: bool) -> Method:
