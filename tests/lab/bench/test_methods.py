@@ -132,6 +132,19 @@ def test_weight_decay_is_the_tasks_where_the_optimizer_has_one(name):
             make_optimizer(config.optimizer, model, config.lr, options, steps_per_epoch=5)
 
 
+def test_a_decoupled_decay_is_not_added_to_gradients():
+    base = base_config(optimizer="adamw", optimizer_options={"weight_decay": 0.05})
+    for name, expected in (
+        ("sgd-momentum/cosine", 5e-4),
+        ("adam/cosine", 5e-4),
+        ("hyper-sgd/global", 5e-4),
+        ("adamw/cosine", 0.05),
+        ("hyper-adamw/global", 0.05),
+    ):
+        assert METHODS[name].configure(base).optimizer_options["weight_decay"] == expected
+    assert METHODS["sgd/cosine"].configure(base_config()).optimizer_options == {"weight_decay": 1e-3}
+
+
 @pytest.mark.parametrize("name", ["sgd-nesterov/cosine", "hyper-sgd-nesterov/global+layer", "hd-sgd-nesterov"])
 def test_nesterov_momentum_reaches_the_optimizer(name):
     config = METHODS[name].configure(base_config())

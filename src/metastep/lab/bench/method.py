@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from metastep.lab.bench.config import MetaConfig
-from metastep.lab.bench.optimizers import OPTIMIZERS
+from metastep.lab.bench.optimizers import OPTIMIZERS, base_of
 from metastep.lab.bench.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 #: About so many meta-updates in a run that learns something on its way.
 META_UPDATES = 100
+
+#: Optimizers that add the weight decay to the gradient. A decay that was chosen for AdamW, which takes it from the weights
+#: directly, is a hundred times too strong for them: so much of it is left at most.
+_COUPLED = ("sgd", "adam", "nadam", "radam", "rmsprop", "adagrad")
+_LARGEST_COUPLED = 5e-4
 
 #: Tuned values that are no option of the optimizer.
 LR, WARMUP, META_LR = "lr", "warmup", "meta_lr"
@@ -74,7 +79,7 @@ class Method:
 
         Args:
             base: a run of the same task; its rate is kept where the method tunes none, its optimizer is replaced, of
-                whose options only ``weight_decay`` is kept.
+                whose options only ``weight_decay`` is kept: at most 5e-4 where it was decoupled and is so no longer.
             values: by name, instead of the defaults. They may lie outside the space, as a study of sensitivity wants.
 
         Raises:
@@ -94,7 +99,11 @@ class Method:
         warmup = tuned.pop(WARMUP, None)
         meta_lr = tuned.pop(META_LR, None)
         lengths = {name: max(fewest, round(share * base.total_steps)) for name, (share, fewest) in self.lengths.items()}
-        kept = {key: base.optimizer_options[key] for key in ("weight_decay",) if key in base.optimizer_options}
+        kept = {}
+        if "weight_decay" in base.optimizer_options:
+            decay = base.optimizer_options["weight_decay"]
+            from_decoupled = base_of(base.optimizer) == "adamw" and base_of(self.optimizer) in _COUPLED
+            kept["weight_decay"] = min(decay, _LARGEST_COUPLED) if from_decoupled else decay
         return replace(
             base,
             optimizer=self.optimizer,
