@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: About so many meta-updates in a run that learns something on its way.
 META_UPDATES = 100
 
-#: Optimizers that add the weight decay to the gradient. A decay that was chosen for AdamW, which takes it from the weights
-#: directly, is a hundred times too strong for them: so much of it is left at most.
+#: Optimizers that add the weight decay to the gradient. A decay that was chosen for AdamW, which takes it from the
+#: weights directly, is a hundred times too strong for them: so much of it is left at most.
 _COUPLED = ("sgd", "adam", "nadam", "radam", "rmsprop", "adagrad")
 _LARGEST_COUPLED = 5e-4
 
