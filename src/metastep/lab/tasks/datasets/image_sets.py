@@ -16,7 +16,7 @@ from metastep.lab.tasks.loaders.cifar import read_cifar
 from metastep.lab.tasks.loaders.encoded import Labelled, decoded_once
 from metastep.lab.tasks.loaders.folders import class_names, image_files, read_image_files, read_tiny_imagenet
 from metastep.lab.tasks.loaders.parquet import read_parquet
-from metastep.lab.tasks.networks.feedforward import autoencoder, convnet, lenet5, mlp
+from metastep.lab.tasks.networks.feedforward import autoencoder, cnn, convnet, lenet5, mlp
 from metastep.lab.tasks.networks.mobile import mobilenet_v2, shufflenet_v2
 from metastep.lab.tasks.networks.nasnet import NASNetA
 from metastep.lab.tasks.networks.resnet import resnet, wide_resnet
@@ -261,6 +261,18 @@ TASKS: Final = (
     ),
     _recipe("mnist/lenet5", "LeNet-5 on MNIST", lenet5, MNIST, 1000, rate=0.05, outer_valid=1000),
     _recipe(
+        "mnist/cnn",
+        "convolutional network of McMahan et al. (1.7 million parameters) on MNIST",
+        cnn,
+        MNIST,
+        500,
+        rate=1e-3,
+        outer_valid=1000,
+        batch_size=16,
+        optimizer="adamw",
+        optimizer_options={"weight_decay": 0.01},
+    ),
+    _recipe(
         "mnist/resnet18",
         "ResNet-18 (11 million parameters) on MNIST",
         partial(_RESNET18, channels=1),
@@ -305,6 +317,18 @@ TASKS: Final = (
         CIFAR10,
         1000,
         rate=0.02,
+    ),
+    _recipe(
+        "cifar10/cnn",
+        "convolutional network of McMahan et al. (2.2 million parameters) on CIFAR-10",
+        partial(cnn, channels=3, size=32),
+        replace(CIFAR10, test_size=2000),
+        500,
+        rate=1e-3,
+        outer_valid=1000,
+        batch_size=16,
+        optimizer="adamw",
+        optimizer_options={"weight_decay": 0.01},
     ),
     _recipe(
         "cifar10/vit",

@@ -248,6 +248,13 @@ TASKS: Final = (
         0.01,
     ),
     _recipe(
+        "ptb/lstm-medium",
+        "1-layer LSTM of width 200 (1.5 million parameters with 6,022 words) on Penn Treebank, by words",
+        partial(LSTMLanguageModel, width=200, layers=1, dropout=0.0),
+        partial(read_ptb, chunk=20),
+        5e-3,
+    ),
+    _recipe(
         "ptb/transformer-small",
         "2-block transformer of width 32, 4 heads (219 k), on Penn Treebank, by words; tens of milliseconds a step",
         partial(TransformerLanguageModel, width=32, layers=2, heads=4, context=20),

@@ -1,4 +1,4 @@
-"""Feed-forward networks without shortcuts: perceptron, autoencoder, small convolutional network, LeNet-5."""
+"""Feed-forward networks without shortcuts: perceptron, autoencoder, convolutional networks, LeNet-5."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -70,4 +70,26 @@ def lenet5(num_classes: int, *, channels: int = 1, size: int = 28) -> nn.Sequent
         nn.Linear(120, 84),
         nn.Tanh(),
         nn.Linear(84, num_classes),
+    )
+
+
+def cnn(num_classes: int, *, channels: int = 1, size: int = 28) -> nn.Sequential:
+    """Make the convolutional network of McMahan et al. 2017: 32 and 64 maps of 5 x 5, max pooling, then 512 units.
+
+    Args:
+        num_classes: Outputs.
+        channels: Channels of the images.
+        size: Their height and width, divisible by 4; 28 as published.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (size // 4) ** 2, 512),
+        nn.ReLU(),
+        nn.Linear(512, num_classes),
     )
