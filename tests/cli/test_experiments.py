@@ -10,6 +10,7 @@ from tests.lab.bench.running import Child, differences
 from metastep.lab.bench.experiments import EXPERIMENTS
 from metastep.lab.bench.methods import METHODS
 from metastep.lab.tasks import task_names
+from metastep.lab.tasks.table import RECIPES
 
 SMALL = (
     *("experiment", "field/small", "--tasks", "digits/mlp", "--methods", "sgd-momentum/cosine,sgd/mlr-snet"),
@@ -77,6 +78,29 @@ def test_the_small_field_is_a_field() -> None:
     assert len(field.small.workloads) >= 10
     assert len(field.methods) >= 24
     assert (field.small.seeds, field.small.budgets, field.small.factors) == (3, (1, 8), (0.1, 10.0))
+
+
+#: The tasks that the calibrated schedule was designed on.
+DESIGN = {
+    *("digits/mlp", "digits/convnet", "digits/mlp-noisy", "digits/resnet", "digits/vit", "digits/autoencoder"),
+    *("diabetes/mlp", "breast-cancer/linear", "wine/mlp", "mnist/mlp", "mnist/lenet5", "cifar10/convnet"),
+    *("cifar10/resnet8", "shakespeare/lstm-small", "shakespeare/transformer-small", "shakespeare/embedding"),
+    "ptb/lstm-small",
+}
+
+
+def test_the_held_out_tasks_are_many_of_several_kinds_and_none_that_the_schedule_was_designed_on() -> None:
+    untuned, tuned = (EXPERIMENTS[f"untuned/{name}"].small for name in ("held-out", "tuned"))
+    assert untuned.workloads == tuned.workloads
+    assert (untuned.budgets, tuned.budgets, untuned.seeds, tuned.seeds) == ((1,), (1, 8), 3, 3)
+    tasks = {workload.task for workload in untuned.workloads}
+    assert len(tasks) >= 24
+    assert not tasks & DESIGN
+    assert sum(workload.settings["steps"] >= 5000 for workload in untuned.workloads) >= 4
+    assert sum(RECIPES[task].pretrained for task in tasks) >= 4
+    assert {RECIPES[task].kind for task in tasks} == {"classification", "language", "regression", "reconstruction"}
+    for workload in untuned.workloads:
+        assert workload.base({}).total_steps == workload.settings["steps"]
 
 
 def test_experiments_are_listed(metastep) -> None:

@@ -46,6 +46,9 @@ BASES: dict[str, Base] = {
     "adamw": Base(optimizer="adamw", lr=1e-3, rates=_ADAM_RATES, source="arXiv 1711.05101"),
 }
 
+#: Schedules that are in the table once more behind a linear warm-up, whose length is tuned.
+WITH_WARMUP = ("cosine", "linear")
+
 #: Second part of a method's name: the schedule, what it is, whether it learns during the run.
 MLR_SNETS: dict[str, tuple[str, str, bool]] = {
     "mlr-snet": ("mlr-snet", "MLR-SNet, learned in the loop on inner_valid", True),
@@ -55,21 +58,22 @@ MLR_SNETS: dict[str, tuple[str, str, bool]] = {
 
 
 def scheduled() -> Iterator[Method]:
-    """Yield ``BASE/SCHEDULE`` for each pair, the cosine with warm-up, and each MLR-SNet."""
+    """Yield ``BASE/SCHEDULE`` for each pair, two with warm-up, and each MLR-SNet."""
     for first, base in BASES.items():
         for name, schedule in SCHEDULES.items():
             if not schedule.learned:
                 yield _under(base, f"{first}/{name}", name, schedule.summary, schedule.source)
-        cosine = SCHEDULES["cosine"]
-        yield _under(
-            base,
-            f"{first}/warmup-cosine",
-            "cosine",
-            f"linear warm-up, then {cosine.summary}",
-            f"{cosine.source}; arXiv 1706.02677",
-            space={LR: base.rates, WARMUP: Uniform(0.0, 0.2)},
-            defaults={LR: base.lr, WARMUP: 0.05},
-        )
+        for name in WITH_WARMUP:
+            schedule = SCHEDULES[name]
+            yield _under(
+                base,
+                f"{first}/warmup-{name}",
+                name,
+                f"linear warm-up, then {schedule.summary}",
+                f"{schedule.source}; arXiv 1706.02677",
+                space={LR: base.rates, WARMUP: Uniform(0.0, 0.2)},
+                defaults={LR: base.lr, WARMUP: 0.05},
+            )
     for first, base in BASES.items():
         for second, (schedule_name, summary, learns) in MLR_SNETS.items():
             yield _mlr_snet(base, f"{first}/{second}", schedule_name, summary, learns)
