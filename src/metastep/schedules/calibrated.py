@@ -8,6 +8,9 @@ from metastep.schedules.calibration import Calibration
 
 #: Without a horizon, the share of the level that a run of t steps would start from; its warm-up takes so many steps.
 _OPEN_LEVEL, _OPEN_WARMUP = 0.6, 50
+#: A network that was trained before gets this share of the level; less in runs of less than so many steps, in which
+#: there is no time to repair what long steps break.
+_TRAINED_SHARE, _TRAINED_STEPS = 1 / 3, 200
 #: The bound on what a step promises lowers a rate to this part of itself at most: a loss may be near 0 by accident.
 _LEAST_SHARE = 0.1
 
@@ -22,7 +25,7 @@ class Calibrated(Schedule):
     parameters. The level c and the power p were chosen once, on 17 tasks; see ``docs/transfer.md``. Where the
     direction of the optimizer grows with the gradient, as in SGD, the unit rate follows the gradient's length.
 
-    A network that looks trained gets a third of the level, and no step may promise to lower the loss by more than
+    A network that looks trained gets a third of the level, less in a run of less than 200 steps, and no step may promise to lower the loss by more than
     ``promise`` times itself, where losses are observed.
 
     Args:
@@ -108,7 +111,9 @@ class Calibrated(Schedule):
             loss: the first; NaN if none was observed.
         """
         trained = found.trained if self.pretrained is None else self.pretrained
-        share = 1 / 3 if trained else 1.0
+        share = 1.0
+        if trained:
+            share = _TRAINED_SHARE * min(1.0, (self.total_steps or _TRAINED_STEPS) / _TRAINED_STEPS)
         peak = self.level * (self.total_steps or _OPEN_WARMUP) ** -self.power * share
         promised = peak * found.decrease
         if loss and math.isfinite(loss) and promised > self.promise * abs(loss):

@@ -1,0 +1,126 @@
+"""The tables and the picture of `docs/transfer.md`, from the records of the experiments untuned/held-out and untuned/tuned.
+
+    python benchmarks/untuned_table.py results/untuned/held-out results/untuned/tuned [--picture results/untuned/ratios.png]
+
+Each method's test loss on a task is the mean over seeds, over that of the cosine with warm-up over the same optimizer,
+tuned with 8 trials. A run that diverged counts as infinite.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BASELINE = {"adamw": "adamw/warmup-cosine", "sgd-momentum": "sgd-momentum/warmup-cosine"}
+#: By the base whose cosine they are compared with.
+ROWS = {
+    "adamw": {
+        "adamw/calibrated": "**calibrated**, no tuning",
+        "adamw/warmup-linear@8": "linear decay with warm-up, 8 trials",
+        "one": "one configuration of the cosine for all tasks, the best of those found on the others",
+        "adamw/warmup-cosine@1": "the cosine at its field default, 0.001",
+        "schedule-free-adamw@1": "Schedule-Free AdamW, defaults",
+        "prodigy@1": "Prodigy, defaults",
+        "hyper-adamw/global+layer@1": "`hyper-adamw/global+layer`, defaults",
+    },
+    "sgd-momentum": {
+        "sgd-momentum/calibrated": "**calibrated**, no tuning",
+        "sgd-momentum/warmup-linear@8": "linear decay with warm-up, 8 trials",
+        "sgd-momentum/warmup-cosine@1": "the cosine at its field default, 0.1",
+        "hyper-sgd-momentum/global+layer+unit@1": "`hyper-sgd-momentum/global+layer+unit`, defaults",
+    },
+}
+
+
+def records(folders: list[Path]) -> Iterator[dict[str, Any]]:
+    """The records of whole experiments."""
+    for folder in folders:
+        for line in (folder / "records.jsonl").read_text().splitlines():
+            yield json.loads(line)
+
+
+def losses(folders: list[Path]) -> dict[str, dict[str, dict[int, float]]]:
+    """Test losses by method (with its budget), task and seed."""
+    found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in records(folders):
+        if record.get("rate_factor", 1.0) != 1.0:
+            continue
+        loss = (record.get("final") or {}).get("loss")
+        value = math.inf if loss is None or not math.isfinite(loss) else loss
+        name = record["method"]
+        for key in (name, f"{name}@{record.get('budget', 1)}"):
+            found[key][record["task"]][record["seed"]] = value
+    return found
+
+
+def ratios(mine: dict[str, dict[int, float]], baseline: dict[str, dict[int, float]]) -> dict[str, float]:
+    """The mean over common seeds over that of the baseline, by task."""
+    result = {}
+    for task, seeds in mine.items():
+        common = sorted(seeds.keys() & baseline.get(task, {}).keys())
+        if common:
+            result[task] = sum(seeds[s] for s in common) / sum(baseline[task][s] for s in common)
+    return result
+
+
+def row(label: str, found: dict[str, float]) -> str:
+    """One line of the table in Markdown."""
+    values = list(found.values())
+    finite = [value for value in values if math.isfinite(value)]
+    mean = math.exp(sum(math.log(value) for value in finite) / len(finite)) if finite else math.inf
+    counts = [sum(value <= limit for value in values) for limit in (1.02, 1.05, 1.10)]
+    better, lost = sum(value < 1 for value in values), len(values) - len(finite)
+    cells = [label, len(values), *counts, better, f"{mean:.2f}", f"{max(finite, default=math.inf):.2f}", lost]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    found = losses(arguments.folders)
+    points = []
+    for base, rows in ROWS.items():
+        baseline = found[BASELINE[base] + "@8"]
+        print(f"\n{base}\n\n| over the tuned cosine | tasks | within 2 % | 5 % | 10 % | better | mean | worst | diverged |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        columns = {}
+        for name, label in rows.items():
+            if here := ratios(found.get(name, {}), baseline):
+                print(row(label, here))
+                columns[name] = here
+                points += [{"base": base, "task": t, "method": name.partition("@")[0], "ratio": v} for t, v in here.items()]
+        names = list(columns)
+        print("\n| task | loss of the cosine | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
+        for task, seeds in baseline.items():
+            cells = [f"{columns[name][task]:.2f}" if task in columns[name] else "" for name in names]
+            print(f"| {task} | {sum(seeds.values()) / len(seeds):.4f} | " + " | ".join(cells) + " |")
+    if arguments.picture is not None:
+        draw(points, arguments.picture)
+
+
+def draw(points: list[dict[str, Any]], file: Path) -> None:
+    """A dot for each method on each task, the tuned cosine at 1."""
+    import altair as alt
+
+    shown = [p | {"ratio": min(p["ratio"], 3.0)} for p in points]
+    chart = (
+        alt.Chart(alt.Data(values=shown))
+        .mark_point(filled=True, size=55, opacity=0.8)
+        .encode(
+            x=alt.X("ratio:Q", scale=alt.Scale(type="log", domain=[0.5, 3.0]), title="test loss over the tuned cosine's"),
+            y=alt.Y("task:N", title=None),
+            color=alt.Color("method:N", title=None, legend=alt.Legend(orient="top", columns=3, labelLimit=300)),
+        )
+        .properties(width=560, height=alt.Step(15))
+    )
+    line = alt.Chart(alt.Data(values=[{"x": 1.0}])).mark_rule(strokeDash=[4, 3]).encode(x="x:Q")
+    alt.layer(chart, line).facet(row=alt.Row("base:N", title=None)).resolve_scale(y="independent").save(file)
+
+
+if __name__ == "__main__":
+    main()
