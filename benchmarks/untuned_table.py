@@ -86,14 +86,18 @@ def main() -> None:
     points = []
     for base, rows in ROWS.items():
         baseline = found[BASELINE[base] + "@8"]
-        print(f"\n{base}\n\n| over the tuned cosine | tasks | within 2 % | 5 % | 10 % | better | mean | worst | diverged |")
+        print(
+            f"\n{base}\n\n| over the tuned cosine | tasks | within 2 % | 5 % | 10 % | better | mean | worst | diverged |"
+        )
         print("|---|---|---|---|---|---|---|---|---|")
         columns = {}
         for name, label in rows.items():
             if here := ratios(found.get(name, {}), baseline):
                 print(row(label, here))
                 columns[name] = here
-                points += [{"base": base, "task": t, "method": name.partition("@")[0], "ratio": v} for t, v in here.items()]
+                points += [
+                    {"base": base, "task": t, "method": name.partition("@")[0], "ratio": v} for t, v in here.items()
+                ]
         names = list(columns)
         print("\n| task | loss of the cosine | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
         for task, seeds in baseline.items():
@@ -112,7 +116,9 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
         alt.Chart(alt.Data(values=shown))
         .mark_point(filled=True, size=55, opacity=0.8)
         .encode(
-            x=alt.X("ratio:Q", scale=alt.Scale(type="log", domain=[0.5, 3.0]), title="test loss over the tuned cosine's"),
+            x=alt.X(
+                "ratio:Q", scale=alt.Scale(type="log", domain=[0.5, 3.0]), title="test loss over the tuned cosine's"
+            ),
             y=alt.Y("task:N", title=None),
             color=alt.Color("method:N", title=None, legend=alt.Legend(orient="top", columns=3, labelLimit=300)),
         )
