@@ -25,8 +25,8 @@ class Calibrated(Schedule):
     parameters. The level c and the power p were chosen once, on 17 tasks; see ``docs/transfer.md``. Where the
     direction of the optimizer grows with the gradient, as in SGD, the unit rate follows the gradient's length.
 
-    A network that looks trained gets a third of the level, less in a run of less than 200 steps, and no step may promise to lower the loss by more than
-    ``promise`` times itself, where losses are observed.
+    A network that looks trained gets a third of the level, less in a run of less than 200 steps. Where losses are
+    observed, no step may promise to lower the loss by more than ``promise`` times itself.
 
     Args:
         total_steps: T; None: unknown, until ``LearnedLR`` is told. Then the rate falls with the steps done,
