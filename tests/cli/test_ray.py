@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
-EXPERIMENT = ("experiment", "paper/hierarchy", "--tasks", "mnist/mlp", "--engine", "ray")
+EXPERIMENT = ("experiment", "field/small", "--tasks", "digits/mlp", "--engine", "ray")
 
 
 @pytest.mark.parametrize(
