@@ -71,6 +71,7 @@ class LearnedLRCallback(Callback):
         self._saved: dict[str, Any] = {}  # a checkpoint's, until fit begins
         self._waiting: list[Tensor] = []  # 0-d, this process's losses of the open window
         self._trainer: int | None = None  # identity of the Trainer of the last fit
+        self._warned = False  # of an estimate that is wrong
         self._estimate: int | None = None  # of all optimizer steps, which is not yet known to be wrong
         self._epoch_began: int | None = None  # after so many optimizer steps; None: in the middle
 
@@ -137,7 +138,7 @@ class LearnedLRCallback(Callback):
             if self._trainer == id(trainer) and trainer.global_step > 0 and not self._saved:
                 self._saved = self.state_dict()
             self.scheduler.release()
-        options, self._estimate = self.options, None
+        options, self._estimate, self._warned = self.options, None, False
         if "total_steps" not in options and pl_module.automatic_optimization:
             steps = trainer.estimated_stepping_batches
             if 0 < steps < float("inf"):
@@ -172,7 +173,7 @@ class LearnedLRCallback(Callback):
                 f"but the run takes about {steps}: the schedule ends too early or too late; give total_steps={steps}.",
                 stacklevel=2,
             )
-            self._estimate = None
+            self._estimate, self._warned = None, True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if a run is resumed without the state of the schedule; it then has the steps that are left."""
@@ -203,6 +204,11 @@ class LearnedLRCallback(Callback):
         left = (trainer.max_epochs or 0) - trainer.current_epoch - 1
         steps = self.lr.steps + left * (self.lr.steps - self._epoch_began)
         self._compare(steps if trainer.max_steps == -1 else min(steps, trainer.max_steps))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if training ends while the rate is still high; not if it was stopped, or its estimate warned of."""
+        if self.scheduler is not None and not self._warned and not trainer.should_stop:
+            self.lr.check_end()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep the loss as ``training_step`` gave it."""

@@ -96,6 +96,14 @@ class LearnedLRTrainer(Trainer):
             self._created_lr_scheduler = True  # the next train() makes another
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as ``transformers.Trainer`` does, and warn if that ends while the rate is still high."""
+        output = super().train(*args, **kwargs)
+        scheduler = self.lr_scheduler if isinstance(self.lr_scheduler, AsScheduler) else self._made
+        if scheduler is not None:
+            scheduler.lr.check_end()
+        return output
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:

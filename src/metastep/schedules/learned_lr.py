@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
@@ -25,10 +26,12 @@ from metastep.schedules.calibration import Calibrator, can_calibrate
 from metastep.schedules.closed_form import OverHorizon
 from metastep.schedules.cuda_graph import GraphedQuery
 from metastep.schedules.files import load_schedule
+from metastep.schedules.history import History
 from metastep.schedules.loss_window import LossWindow
 from metastep.schedules.migration import upgraded_state
 from metastep.schedules.param_groups import ParamGroups, bounded
 from metastep.schedules.registry import REGISTRY
+from metastep.schedules.run_warnings import RunWarnings, horizon_of, ignores_loss
 from metastep.schedules.scale import RunScale, ScaleRule
 
 #: Positional and keyword arguments of ``optimizer.step``; the optimizer itself is the first.
@@ -143,7 +146,12 @@ class LearnedLR:
             self._scale.mean_over_ranks = self._sync.mean
         self._given = initial_loss, num_classes
         self._reads_loss = schedule.needs_loss or self._scale is not None
+        self._ignores_loss = ignores_loss(schedule)
         self._overridden = False
+        self._history, self._warnings = History(), RunWarnings()
+        self._horizon = horizon_of(self.schedule)
+        self._window_mean: Loss = math.nan  # of the window that was flushed last; NaN if no loss was observed
+        self._group_count, self._ignored = len(groups.bases), 0
         self._recorded_query = GraphedQuery()
         self._last_rate: Rate | None = None
         self._decayed = schedule.relative and groups.were_decayed()
@@ -175,6 +183,32 @@ class LearnedLR:
         return self._window.ignored
 
     @property
+    def history(self) -> History:
+        """Losses and rates of at most 2,000 steps, and what happened: see :class:`metastep.schedules.history.History`.
+
+        The losses are those of this rank, or the mean over all ranks where the schedule reads it. To ask for it reads
+        the device, if losses are there.
+        """
+        if (ignored := self._window.ignored) > 0:
+            self._history.note_non_finite(self.steps, ignored)
+        return self._history
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw the loss and the rate over the steps with Altair (``pip install "metastep[report]"``).
+
+        Args:
+            path: where to write the picture: ``.png``, ``.svg`` or ``.html``.
+
+        Returns:
+            The chart, which a notebook shows.
+
+        Raises:
+            ModuleNotFoundError: if Altair is missing.
+            ValueError: for a path that ends otherwise.
+        """
+        return self.history.plot(path)
+
+    @property
     def scale(self) -> float | None:
         """What the schedule's output is multiplied by (None until it is measured)."""
         if self._calibrator is not None:
@@ -202,12 +236,24 @@ class LearnedLR:
         return rank_count(self._sync.process_group)
 
     def detach(self) -> None:
-        """Let go of the optimizer: its rates stay as the last step used them."""
+        """Let go of the optimizer: its rates stay as the last step used them.
+
+        Warns, as :meth:`check_end` does, of a run that ends before its rate has come down.
+        """
+        if self._hooks:
+            self.check_end()
         for hook in self._hooks:
             hook.remove()
         if self._hooks and self._last_rate is not None:
             self.groups.write(self._last_rate)
         self._hooks = []
+
+    def check_end(self) -> None:
+        """The run ends here: warn, once, if the rate is still high because more steps were announced, or none.
+
+        The adapters of Lightning and Transformers call it; at the end of a loop of your own, you can.
+        """
+        self._warnings.end(self.schedule, self.steps, self._cooling is not None)
 
     def extend(self, total_steps: int) -> None:
         """Go on under another horizon: the run is to end after ``total_steps`` steps in all, more than are done.
@@ -218,6 +264,8 @@ class LearnedLR:
         self._cooling = None
         self.total_steps = whole("total_steps", total_steps, self.steps + 1, f"{self.steps} steps are done")
         self.schedule = self.schedule.extended(total_steps)
+        self._horizon = horizon_of(self.schedule)
+        self._history.note(self.steps, f"extended to {self.total_steps} steps in all")
         if self._scale is not None and self._scale.remeasures is not None:
             self._scale.remeasures = cast("LearnedSchedule", self.schedule).remeasures
 
@@ -227,6 +275,7 @@ class LearnedLR:
         For a run whose length was not known: call it when the end is in sight, and stop after those steps.
         """
         self._cooling = self.steps, whole("steps", steps, 1)
+        self._history.note(self.steps, f"cooling down in {steps} steps")
 
     # ---- one step: losses -> rate and next state -> optimizer; MetaLearner takes these apart
 
@@ -239,7 +288,8 @@ class LearnedLR:
             RuntimeError: if the schedule needs a loss and none was observed, on any rank, since the last step.
         """
         window = self._window
-        reads = self._reads_loss or (self._calibrator is not None and self._calibrator.found.share is None)
+        calibrates = self._calibrator is not None and self._calibrator.found.share is None
+        reads = self._reads_loss or calibrates
         if reads and not self._sync.alone:
             self._sync.exchange(self.schedule, self._scale, window)
         if window.calls == 0 and self.schedule.needs_loss:
@@ -248,9 +298,11 @@ class LearnedLR:
                 "observe(loss) on the LearnedLR after computing the loss and before each optimizer.step(), or let the "
                 "closure return it."
             )
+        observed = window.has_finite
         loss = window.flush()
-        if self._on_host and isinstance(loss, Tensor):
+        if self._on_host and isinstance(loss, Tensor) and (calibrates or not self._ignores_loss):
             loss = loss.item()
+        self._window_mean = loss if observed else math.nan
         if self._scale is not None:
             return self._scale.read(loss, self.steps)
         unknown = self.schedule.needs_loss and isinstance(loss, float) and math.isnan(loss)
@@ -272,7 +324,7 @@ class LearnedLR:
             return None
         scale = self._scale_of(loss) * self._warmup_and_cooling()
         if self._on_host:
-            alpha, state = self.schedule.query(float(loss), self.state)
+            alpha, state = self.schedule.query(math.nan if self._ignores_loss else float(loss), self.state)
             return bounded(alpha * scale, self.min_lr, self.max_lr), state
         with torch.no_grad():
             output, state = self._recorded_query(self.schedule, loss, self.state)
@@ -287,10 +339,29 @@ class LearnedLR:
     def _scale_of(self, loss: Loss) -> float:
         if self._calibrator is not None:
             self.groups.adopt_new_groups()
-            return self._calibrator.scale(cast("Calibrated", self.schedule), self.groups.ratios, float(loss))
+            schedule, known = cast("Calibrated", self.schedule), self._calibrator.found.share is not None
+            if known:
+                return self._calibrator.scale(schedule, self.groups.ratios, math.nan)
+            found = self._calibrator.scale(schedule, self.groups.ratios, float(loss))
+            self._note_calibration(math.isfinite(float(loss)))
+            return found
         scale = self.groups.reference if self._scale is None else self._scale.gamma
         assert scale is not None
         return scale
+
+    def _note_calibration(self, observed: bool) -> None:
+        assert self._calibrator is not None
+        found = self._calibrator.found
+        if found.unit is None or found.share is None:
+            text = "no gradient said anything yet: the rate is 0 until one does"
+            if any(event == text for _, event in self._history.events):
+                return
+        else:
+            kind = "looks trained" if found.trained else "looks fresh"
+            text = f"calibrated: unit rate {found.unit:.4g}, share {found.share:.3g}; the network {kind}"
+            if not observed:
+                text += "; no loss was observed, so the first steps are not bounded by it"
+        self._history.note(self.steps, text)
 
     def _warmup_and_cooling(self) -> float:
         factor = (self.steps + 1) / self.warmup_steps if self.steps < self.warmup_steps else 1.0
@@ -319,7 +390,11 @@ class LearnedLR:
             rate, state = found
         if self._decayed:
             self._warn_of_a_decayed_base()
+        if self.steps == self._horizon and self._cooling is None:
+            self._warnings.beyond(self._horizon)
         self.groups.write(rate)
+        self._warnings.wrote(self.optimizer)
+        self._record(rate)
         if not self._on_host and isinstance(self.state, Tensor):
             self.state.copy_(state)  # in place: a captured CUDA graph goes on from it
         else:
@@ -327,10 +402,24 @@ class LearnedLR:
         self._last_rate = rate
         self.steps += 1
 
+    def _record(self, rate: Rate) -> None:
+        history, groups = self._history, self.groups
+        if len(groups.bases) != self._group_count:
+            ratios = ", ".join(f"{ratio:.3g}" for ratio in groups.ratios[self._group_count :])
+            history.note(self.steps, f"parameter groups joined, with {ratios} of the reference group's rate")
+            self._group_count = len(groups.bases)
+        if self._window.ignored_on_host != self._ignored:
+            self._ignored = self._window.ignored_on_host
+            history.note_non_finite(self.steps, self._ignored)
+        if self.steps % history.stride == 0:
+            ratio = groups.ratios[0] if groups.ratios else 1.0
+            history.add(self.steps, self._window_mean, rate if ratio == 1.0 else rate * ratio)
+
     @contextmanager
     def override(self, rate: Rate) -> Iterator[None]:
         """Within, ``optimizer.step()`` uses ``rate`` and does not advance the schedule: a look-ahead."""
         self.groups.write(rate)
+        self._warnings.forget()
         self._overridden = True
         try:
             yield
@@ -361,6 +450,7 @@ class LearnedLR:
             return None
         if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
             return None
+        self._warnings.before_step(optimizer, self.steps)
         closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
         if closure is None or not (self.schedule.needs_loss or self._calibrator is not None):
             self.commit()
@@ -398,7 +488,7 @@ class LearnedLR:
             state["initial_loss"], state["num_classes"] = self._given
         if self._calibrator is not None:
             state["calibration"] = self._calibrator.state_dict()
-        return copy.deepcopy(state)
+        return {**copy.deepcopy(state), "history": self.history.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`, before or after the optimizer has loaded its own.
@@ -429,6 +519,10 @@ class LearnedLR:
         horizon = saved["config"].get("total_steps")
         if horizon is not None and getattr(self.schedule, "total_steps", horizon) is None:
             self.schedule = self.schedule.extended(horizon)
+        self._horizon = horizon_of(self.schedule)
+        self._history.load_state_dict(saved["history"])
+        self._warnings.forget()
+        self._group_count, self._ignored = len(self.groups.bases), self._window.ignored_on_host
         self._sync.restart()
         self._decayed = False
 

@@ -20,7 +20,8 @@ class LossWindow:
 
     def __init__(self, last: float = math.nan) -> None:
         self.calls = 0  # in the open window
-        self._sum, self._count, self._ignored = 0.0, 0, 0
+        self._sum, self._count = 0.0, 0
+        self.ignored_on_host = 0  # non-finite losses so far, without those that a device counted
         self._last = last
         self._device: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # sum, count, ignored, last: 0-d float32
         self._device_in_use = False  # in the open window
@@ -52,7 +53,7 @@ class LossWindow:
             self._sum += value
             self._count += 1
         else:
-            self._ignored += 1
+            self.ignored_on_host += 1
 
     def _add_on_device(self, loss: Tensor) -> None:
         loss = loss.reshape(()).float()
@@ -66,7 +67,7 @@ class LossWindow:
 
     def _kept_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self._device is None or self._device[0].device != device:
-            self._ignored = self.ignored
+            self.ignored_on_host = self.ignored
             zero = torch.zeros((), dtype=torch.float32, device=device)
             self._device = (zero, zero.clone(), zero.clone(), torch.full_like(zero, self._last))
         return self._device
@@ -90,13 +91,18 @@ class LossWindow:
         self.calls = calls
         if everyones.is_cpu:
             self._sum, self._count = float(everyones[0]), int(everyones[1])
-            self._ignored += int(others[2] - others[1])
+            self.ignored_on_host += int(others[2] - others[1])
         else:
             kept = self._kept_on(everyones.device)
             kept[0].copy_(everyones[0])
             kept[1].copy_(everyones[1])
             kept[2].add_(others[2] - others[1])
             self._device_in_use = True
+
+    @property
+    def has_finite(self) -> bool:
+        """Whether the open window has a finite loss; one on a device is taken for finite."""
+        return self._count > 0 or self._device_in_use
 
     @property
     def last(self) -> float:
@@ -139,7 +145,7 @@ class LossWindow:
     @property
     def ignored(self) -> int:
         """Non-finite losses so far (reads the device, if there is one)."""
-        return self._ignored + (int(self._device[2].item()) if self._device is not None else 0)
+        return self.ignored_on_host + (int(self._device[2].item()) if self._device is not None else 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers; reads the device, if there is one."""
@@ -152,5 +158,5 @@ class LossWindow:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue an open window; what was on a device goes on from the host."""
         self.calls, self._sum, self._count = int(state["calls"]), float(state["sum"]), int(state["count"])
-        self._ignored, self._last = int(state["ignored"]), float(state["last"])
+        self.ignored_on_host, self._last = int(state["ignored"]), float(state["last"])
         self._device, self._device_in_use = None, False

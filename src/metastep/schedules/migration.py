@@ -24,14 +24,14 @@ def gone(name: object) -> str:
 def upgraded_state(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a LearnedLR in the present form.
 
-    Older ones knew no cooling. Schema 1 knew no ``trained_for`` and no doubt about the scale.
+    Older ones knew no cooling and kept no history. Schema 1 knew no ``trained_for`` and no doubt about the scale.
 
     Raises:
         ValueError: for the state of a schedule that is no longer in the package.
     """
     if instead := gone(saved.get("schedule")):
         raise ValueError(f"state_dict is of a {saved['schedule']}: {instead}")
-    state = {"cooling": None, **saved} if "schema" in saved else dict(saved)
+    state = {"cooling": None, "history": None, **saved} if "schema" in saved else dict(saved)
     if state.get("schema") != 1:
         return state
     config = state.get("config")
