@@ -10,6 +10,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
+DEMO   := demo/environment
+DEMO_TORCH ?= $(TORCH) --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 BIN    := $(VENV)/bin
 ARGS   ?=
 WORKERS ?= auto
@@ -73,8 +75,16 @@ pages: $(READY)  ## make the report pages of results/ from their records, into p
 	@set -e; for file in $$(find results -name records.jsonl | sort); do folder=$$(dirname $$file); \
 	  $(BIN)/metastep report $$folder -o pages/$${folder#results/}/report.html; done
 
-demo: $(READY)  ## learn a schedule, compare it with baselines, write a page; takes a few minutes
-	$(BIN)/python examples/demo.py
+# The demo has a small environment of its own inside its folder, with torch for the CPU where there is such a build;
+# what is compiled on import goes there, too.
+demo: $(DEMO)/.ready  ## the first five minutes: a small environment, three promises tried, one page; all in demo/
+	PYTHONPYCACHEPREFIX=$(DEMO)/pycache OMP_NUM_THREADS=1 $(DEMO)/bin/python examples/demo.py $(ARGS)
+
+$(DEMO)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install -qq --no-compile $(DEMO_TORCH)
+	$(DEMO)/bin/pip install -qq --no-compile -c constraints.txt -e ".[demo]"
+	@touch $@
 
 clean:  ## remove the environment, the caches and what was built
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,6 @@
 """The code on every page runs: Python in order in one namespace a page, commands as far as their options are read."""
 
 import re
-import runpy
-import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -77,13 +75,6 @@ def test_the_options_of_a_command_are_those_that_there_are(place: str, words: li
             return
         name, command, rest = GROUP.resolve_command(context, arguments)
         command.make_context(name, rest, parent=context)
-
-
-def test_the_options_of_the_demos_commands_are_those_that_there_are() -> None:
-    commands = runpy.run_path(str(ROOT / "examples" / "demo.py"))["COMMANDS"].values()
-    assert len(commands) == 4
-    for command in commands:
-        test_the_options_of_a_command_are_those_that_there_are("demo", ["metastep", *shlex.split(command)])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
