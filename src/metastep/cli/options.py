@@ -230,6 +230,7 @@ def new_folder(out: Path | None, what: str) -> Path:
         "compare.json": "a comparison",
         "tasks.json": "a run of tasks",
         "experiment.json": "a comparison or an experiment",
+        "evolution.json": "a training of an older version",
         "population.json": "a training of an older version",
     }
     for file, kind in kinds.items():
