@@ -403,6 +403,27 @@ def test_zeros_at_the_start_train_like_their_twin(name: str, what: str) -> None:
     assert trained(zero=True) <= 1.1 * trained(zero=False)
 
 
+def test_a_gradient_length_that_is_given_is_not_read() -> None:
+    expected = run("momentum")
+    net = network()
+    optimizer = OPTIMIZERS["momentum"](net.parameters(), lr=0.01)
+    lr = ms.LearnedLR(optimizer, "calibrated", total_steps=STEPS)
+    x, y = data()
+    rates = []
+    for step in range(STEPS):
+        rows = (torch.arange(32) * 5 + step) % 256
+        loss = cross_entropy(net(x[rows]), y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        matrices = [p for p in net.parameters() if p.ndim == 2]
+        lr.observe(loss, grad_norm=nn.utils.get_total_norm([p.grad for p in matrices]))
+        assert lr._calibrator is not None
+        lr._calibrator._gradient_length = lambda: pytest.fail("it was read")  # type: ignore[method-assign,assignment]
+        optimizer.step()
+        rates += lr.get_last_lr()
+    assert rates == pytest.approx(expected[1], rel=1e-5)
+
+
 # ---- the horizon
 
 

@@ -28,7 +28,7 @@ class AcceleratedLR(LearnedLR):
     Args:
         accelerator: the run's; ``save_state`` and ``load_state`` take the rate along.
         optimizer: the optimizer, prepared or not.
-        schedule: any :class:`metastep.Schedule`.
+        schedule: any :class:`metastep.Schedule`, or its name. Default: the calibrated one.
         options: keyword arguments of :class:`metastep.LearnedLR`; steps are optimizer steps, whatever the number of
             processes.
 
@@ -59,7 +59,7 @@ class AcceleratedLR(LearnedLR):
         self,
         accelerator: Accelerator,
         optimizer: Optimizer,
-        schedule: Schedule,
+        schedule: Schedule | str | None = None,
         **options: Unpack[LearnedLROptions],
     ) -> None:
         optimizer = unwrapped(optimizer)
@@ -69,15 +69,15 @@ class AcceleratedLR(LearnedLR):
         super().__init__(optimizer, schedule, **options)
         accelerator.register_for_checkpointing(self)
 
-    def observe(self, loss: float | Tensor) -> None:
-        """Take note of this (micro-)batch's loss.
+    def observe(self, loss: float | Tensor, grad_norm: float | Tensor | None = None) -> None:
+        """Take note of this (micro-)batch's loss, and of the gradient's length where you have it.
 
         Raises:
             ValueError: at the first step, if a torch scheduler was attached to the optimizer in the meantime.
         """
         if self.steps == 0:
             refuse_other_scheduler(self.optimizer)
-        super().observe(loss)
+        super().observe(loss, grad_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the LearnedLR, and how many processes there are."""

@@ -40,7 +40,7 @@ class LearnedLRCallback(Callback):
     the same Trainer with more epochs (or steps) continues where the first ended, under the new horizon.
 
     Args:
-        schedule: any :class:`metastep.Schedule`.
+        schedule: any :class:`metastep.Schedule`, or its name. Default: the calibrated one.
         optimizer: which one, of several.
         capture: False if the module calls :meth:`observe` itself, under manual optimisation: needed with several
             optimizers, or when it divides its losses to accumulate.
@@ -64,7 +64,12 @@ class LearnedLRCallback(Callback):
     """
 
     def __init__(
-        self, schedule: Schedule, *, optimizer: int = 0, capture: bool = True, **options: Unpack[LearnedLROptions]
+        self,
+        schedule: Schedule | str | None = None,
+        *,
+        optimizer: int = 0,
+        capture: bool = True,
+        **options: Unpack[LearnedLROptions],
     ) -> None:
         self.schedule, self.optimizer, self.capture, self.options = schedule, optimizer, capture, options
         self.scheduler: AsScheduler | None = None

@@ -172,11 +172,13 @@ class Calibrator:
 
     Attributes:
         found: what was measured.
+        given: the gradient's length in the step to come, from somebody who has it; None: it is read from the sample.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.found = Calibration()
+        self.given: float | None = None
         self._layouts: dict[int, tuple[nn.Parameter, _Runs]] = {}
         self._groups: list[int] = []
         self._followed: list[nn.Parameter] = []
@@ -206,7 +208,8 @@ class Calibrator:
 
     def _correction(self) -> float:
         """How the unit rate follows the gradient: as its length grows, at once; as it falls, slowly and by the root."""
-        found, length = self.found, self._gradient_length()
+        found, given = self.found, self.given
+        length, self.given = self._gradient_length() if given is None else given, None
         if 0 < length < math.inf:
             if found.gradient == 0:
                 found.gradient = found.recent = length

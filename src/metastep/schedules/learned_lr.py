@@ -165,13 +165,18 @@ class LearnedLR:
 
     # ---- the loop's side
 
-    def observe(self, loss: Loss) -> None:
+    def observe(self, loss: Loss, grad_norm: float | Tensor | None = None) -> None:
         """Take note of this (micro-)batch's loss; several calls before one step are averaged.
 
         Args:
             loss: a float, or a real floating-point tensor of one element, with or without a graph (which is let go).
+            grad_norm: the length of the gradient that the step will see, where you have it: the lesser of what
+                ``clip_grad_norm_`` returned and its bound. The calibrated schedule then need not read the gradient
+                itself, over SGD. Give it in every step or in none.
         """
         self._window.add(loss)
+        if self._calibrator is not None and grad_norm is not None:
+            self._calibrator.given = float(grad_norm)
 
     def get_last_lr(self) -> list[float]:
         """The rate of each parameter group as the last step used it (before the first: as it stands)."""
