@@ -450,11 +450,13 @@ def chart(rows: list[Row], names: dict[str, str], along: str, *, log_x: bool = F
     named: Any = {"condition": {"test": "datum.label", "value": 1}, "value": 0}  # no grid of ticks without a number
     y = alt.Y("mean:Q", title=None, scale=scale, axis=alt.Axis(format="~g", tickCount=4, gridOpacity=named))
     colour = alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(names), range=list(names.values())))
+    dashes = [[5, 4] if hue == TUNED else [1, 0] for hue in names.values()]  # so that a line below it is seen
+    dash = alt.StrokeDash("method:N", legend=None, scale=alt.Scale(domain=list(names), range=dashes))
     tip = [alt.Tooltip("method:N"), alt.Tooltip("x:Q", title=along, format="~g"), alt.Tooltip("said:N", title="mean")]
     whole = alt.Chart(alt.Data(values=rows))
     layers = [
         whole.mark_area(opacity=0.16).encode(x, alt.Y("low:Q", scale=scale, title=None), alt.Y2("high:Q"), colour),
-        whole.mark_line(point={"size": 55} if points else False).encode(x, y, colour),
+        whole.mark_line(point={"size": 55} if points else False).encode(x, y, colour, dash),
         whole.mark_point(opacity=0, size=120).encode(x, y, tooltip=tip),
     ]
     made = alt.layer(*layers).to_dict(validate=False)
@@ -465,7 +467,7 @@ def chart(rows: list[Row], names: dict[str, str], along: str, *, log_x: bool = F
 STYLE = """
 .key { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 14px 2px 12px; padding: 0; list-style: none; }
 .key i { display: inline-block; width: 22px; height: 4px; margin-right: 8px; vertical-align: middle; }
-.verdict { max-width: 58em; margin: 6px 0 0; font-size: 1.06rem; font-weight: 550; }
+.verdict { max-width: 58em; margin: 6px 0 0; font-size: 1.06rem; font-weight: 500; }
 section h2 { margin-bottom: 4px; }
 """
 SCRIPT = """
