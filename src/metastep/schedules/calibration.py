@@ -179,10 +179,11 @@ class Calibrator:
         self.optimizer = optimizer
         self.found = Calibration()
         self.given: float | None = None
-        self._layouts: dict[int, tuple[nn.Parameter, _Runs]] = {}
+        self._layouts: dict[int, tuple[nn.Parameter, int, _Runs]] = {}
+        self._numbers = 0  # of all parameters
         self._groups: list[int] = []
         self._followed: list[nn.Parameter] = []
-        self._live: list[int] = []
+        self._live: list[tuple[int, int]] = []
         self._batches: list[_Sampled] = []
         self._ranks: Ranks = False
 
@@ -223,6 +224,7 @@ class Calibrator:
 
     @torch.no_grad()
     def _measure(self, ratios: Sequence[float]) -> None:
+        self._numbers = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
         whole = type(self.optimizer) not in _ELEMENTWISE
         sums = torch.zeros(5, dtype=torch.float64)
         for group, ratio in zip(self.optimizer.param_groups, ratios, strict=True):
@@ -311,7 +313,7 @@ class Calibrator:
             self._followed = _spread([p for group in self.optimizer.param_groups for p in group["params"]])
             self._live = []
         live = [parameter for parameter in self._followed if parameter.grad is not None]
-        if (now := list(map(id, live))) != self._live:
+        if (now := [(id(parameter), parameter.numel()) for parameter in live]) != self._live:
             self._live, self._ranks = now, ranks_of(live)
             self._batches = _sampled(live, [self._layout(parameter) for parameter in live])
         square = 0.0 if self._ranks is False else torch.zeros((), dtype=torch.float64)
@@ -327,16 +329,15 @@ class Calibrator:
 
     def _layout(self, parameter: nn.Parameter) -> _Runs:
         known = self._layouts.get(id(parameter))
-        if known is None or known[0] is not parameter:
+        if known is None or known[0] is not parameter or known[1] != parameter.numel():
             if is_flattened(parameter):
                 raise CannotCalibrate(
                     self._refusal("FSDP1 flattened its tensors (torch.distributed.fsdp.fully_shard does not)")
                 )
-            everything = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
             size = local(parameter.detach()).numel() * (2 if parameter.is_complex() else 1)
-            known = parameter, _runs(size, _SAMPLE * size / max(everything, 1))
+            known = parameter, parameter.numel(), _runs(size, _SAMPLE * size / max(self._numbers, size, 1))
             self._layouts[id(parameter)] = known
-        return known[1]
+        return known[2]
 
     # ---- checkpoints
 
