@@ -1,6 +1,6 @@
 """What the calibrated schedule adds to a step, beside torch's cosine and a torch optimizer that does without.
 
-    python benchmarks/calibrated_step.py [--device cuda] [--rounds 20] [--json results/speed/calibrated-step.json]
+    python benchmarks/calibrated_step.py [--device cuda] [--rounds 20] [--json results/calibrated-step.json]
 
 *hook* is `observe` of a loss that is a number and the hook that sets the rate, without the optimizer's own step, over
 `torch.optim.lr_scheduler.CosineAnnealingLR.step`. *step* is the whole step of torch's fused optimizer with the schedule

@@ -43,7 +43,7 @@ def test_a_schedule_that_left_the_package_says_what_to_use(metastep) -> None:
         result = metastep(*command)
         assert (result.code, result.out) == (2, "")
         assert (
-            'signal schedules left the package in 0.2; use metastep.Calibrated(), by name "calibrated".' in result.err
+            'signal schedules have left the package; use metastep.Calibrated(), by name "calibrated".' in result.err
         )
 
 

@@ -71,7 +71,7 @@ def test_reading_an_older_file_says_nothing() -> None:
 
 # ---- what is no longer there
 
-LEFT = r"signal schedules left the package in 0\.2; use metastep\.Calibrated\(\), by name \"calibrated\"\.$"
+LEFT = r"signal schedules have left the package; use metastep\.Calibrated\(\), by name \"calibrated\"\.$"
 
 
 @pytest.mark.parametrize("name", ["signal", "signal-layers"])

@@ -42,6 +42,8 @@ _SGD = frozenset({"sgd", "sgd-momentum"})
 #: Parts of the names of optimizers whose steps are of a fixed size, whatever the gradient's.
 _NORMALISING = ("ada", "rms", "rprop", "lion", "lamb", "lars", "muon", "shampoo", "prodigy", "sophia", "sign")
 
+#: So many steps are told to the history at once.
+_UNTOLD = 64
 #: Of the state of a LearnedLR; older ones are upgraded when they are read.
 _SCHEMA = 2
 
@@ -149,6 +151,8 @@ class LearnedLR:
         self._ignores_loss = ignores_loss(schedule)
         self._overridden = False
         self._history, self._warnings = History(), RunWarnings()
+        self._untold: list[tuple[int, Loss, Rate]] = []  # steps that the history does not know yet
+        self._written: float | None = None  # the first group's rate, as it was written; None: it may be anything
         self._horizon = horizon_of(self.schedule)
         self._window_mean: Loss = math.nan  # of the window that was flushed last; NaN if no loss was observed
         self._group_count, self._ignored = len(groups.bases), 0
@@ -194,6 +198,7 @@ class LearnedLR:
         The losses are those of this rank, or the mean over all ranks where the schedule reads it. To ask for it reads
         the device, if losses are there.
         """
+        self._tell_history()
         if (ignored := self._window.ignored) > 0:
             self._history.note_non_finite(self.steps, ignored)
         return self._history
@@ -398,8 +403,7 @@ class LearnedLR:
         if self.steps == self._horizon and self._cooling is None:
             self._warnings.beyond(self._horizon)
         self.groups.write(rate)
-        self._warnings.wrote(self.optimizer)
-        self._record(rate)
+        self._note_step(rate)
         if not self._on_host and isinstance(self.state, Tensor):
             self.state.copy_(state)  # in place: a captured CUDA graph goes on from it
         else:
@@ -407,24 +411,33 @@ class LearnedLR:
         self._last_rate = rate
         self.steps += 1
 
-    def _record(self, rate: Rate) -> None:
-        history, groups = self._history, self.groups
+    def _note_step(self, rate: Rate) -> None:
+        """What the history and the warnings need of a step, noted down here: it must cost next to nothing."""
+        groups = self.groups
+        written = self.optimizer.param_groups[0]["lr"] if groups.bases else None
+        self._written = written if isinstance(written, float) else None
         if len(groups.bases) != self._group_count:
             ratios = ", ".join(f"{ratio:.3g}" for ratio in groups.ratios[self._group_count :])
-            history.note(self.steps, f"parameter groups joined, with {ratios} of the reference group's rate")
+            self._history.note(self.steps, f"parameter groups joined, with {ratios} of the reference group's rate")
             self._group_count = len(groups.bases)
         if self._window.ignored_on_host != self._ignored:
             self._ignored = self._window.ignored_on_host
-            history.note_non_finite(self.steps, self._ignored)
-        if self.steps % history.stride == 0:
-            ratio = groups.ratios[0] if groups.ratios else 1.0
-            history.add(self.steps, self._window_mean, rate if ratio == 1.0 else rate * ratio)
+            self._history.note_non_finite(self.steps, self._ignored)
+        ratio = groups.ratios[0] if groups.ratios else 1.0
+        self._untold.append((self.steps, self._window_mean, rate if ratio == 1.0 else rate * ratio))
+        if len(self._untold) == _UNTOLD:
+            self._tell_history()
+
+    def _tell_history(self) -> None:
+        for step, loss, rate in self._untold:
+            self._history.add(step, loss, rate)
+        self._untold.clear()
 
     @contextmanager
     def override(self, rate: Rate) -> Iterator[None]:
         """Within, ``optimizer.step()`` uses ``rate`` and does not advance the schedule: a look-ahead."""
         self.groups.write(rate)
-        self._warnings.forget()
+        self._forget_written()
         self._overridden = True
         try:
             yield
@@ -445,6 +458,11 @@ class LearnedLR:
             stacklevel=2,
         )
 
+    def _forget_written(self) -> None:
+        """The rates may now be anything: a look-ahead, or a checkpoint, has written them."""
+        self._written = None
+        self._warnings.forget()
+
     # ---- the optimizer's side
 
     def _attach(self) -> None:
@@ -455,7 +473,8 @@ class LearnedLR:
             return None
         if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
             return None
-        self._warnings.before_step(optimizer, self.steps)
+        if self._written is None or optimizer.param_groups[0]["lr"] != self._written:
+            self._warnings.before_step(optimizer, self.steps, unknown=self._written is None)
         closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
         if closure is None or not (self.schedule.needs_loss or self._calibrator is not None):
             self.commit()
@@ -523,10 +542,11 @@ class LearnedLR:
         self._cooling = None if saved["cooling"] is None else (saved["cooling"][0], saved["cooling"][1])
         horizon = saved["config"].get("total_steps")
         if horizon is not None and getattr(self.schedule, "total_steps", horizon) is None:
-            self.schedule = self.schedule.extended(horizon)
+            self.schedule, self.total_steps = self.schedule.extended(horizon), horizon
         self._horizon = horizon_of(self.schedule)
+        self._untold.clear()
         self._history.load_state_dict(saved["history"])
-        self._warnings.forget()
+        self._forget_written()
         self._group_count, self._ignored = len(self.groups.bases), self._window.ignored_on_host
         self._sync.restart()
         self._decayed = False

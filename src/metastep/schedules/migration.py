@@ -18,7 +18,7 @@ def gone(name: object) -> str:
     """
     if name not in _SIGNALS:
         return ""
-    return 'signal schedules left the package in 0.2; use metastep.Calibrated(), by name "calibrated".'
+    return 'signal schedules have left the package; use metastep.Calibrated(), by name "calibrated".'
 
 
 def upgraded_state(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ class RunWarnings:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
-        self._written: float | None = None  # the first group's rate, as a number; None: unknown
         self._changes = 0
 
     def _once(self, kind: str, text: str) -> None:
@@ -36,23 +35,22 @@ class RunWarnings:
             self._told.add(kind)
             warnings.warn(text, stacklevel=4)
 
-    def wrote(self, optimizer: Optimizer) -> None:
-        """The rates of the optimizer were written by their owner."""
-        rate = optimizer.param_groups[0]["lr"] if optimizer.param_groups else None
-        self._written = rate if isinstance(rate, float) else None
-
     def forget(self) -> None:
         """The rates may now be anything: a look-ahead, or a checkpoint, has written them."""
-        self._written, self._changes = None, 0
+        self._changes = 0
 
-    def before_step(self, optimizer: Optimizer, steps: int) -> None:
-        """Warn if somebody else sets the rate between the steps."""
-        if self._written is None:
+    def before_step(self, optimizer: Optimizer, steps: int, *, unknown: bool) -> None:
+        """Warn if somebody else sets the rate between the steps; called where it is not the one that was written.
+
+        Args:
+            optimizer: whose.
+            steps: that are done.
+            unknown: whether it is not known which rate was written.
+        """
+        if unknown:
             rate: Any = optimizer.param_groups[0]["lr"] if steps == 1 and optimizer.param_groups else None
             if not isinstance(rate, Tensor) or not is_wrapped(optimizer):  # of a tensor, which is not read
                 return
-        elif optimizer.param_groups[0]["lr"] == self._written:
-            return
         else:
             self._changes += 1
             if self._changes < _CHANGES and not is_wrapped(optimizer):

@@ -32,7 +32,7 @@ T = TypeVar("T")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 #: What a killed process leaves behind, half written.
 _LEFT_BEHIND = (".*.part", "snapshots/.*.part", ".checkpoint.pt.complete")
-#: What checkpoints began with until 0.2: this line, a SHA-256 digest, and then what ``torch.save`` wrote.
+#: What checkpoints began with until the first release: this line, a SHA-256 digest, and then what ``torch.save`` wrote.
 _OLD_HEADER = b"metastep checkpoint 1\n"
 _OLD_DIGEST = hashlib.sha256().digest_size
 #: What torch's reader raises for bytes that are no pickle: a right checksum does not make them one.
