@@ -42,9 +42,7 @@ def test_a_schedule_that_left_the_package_says_what_to_use(metastep) -> None:
     for command in (("train", "digits/mlp", "--schedule", "signal-adamw"), ("inspect", "signal-sgd")):
         result = metastep(*command)
         assert (result.code, result.out) == (2, "")
-        assert (
-            'signal schedules have left the package; use metastep.Calibrated(), by name "calibrated".' in result.err
-        )
+        assert 'signal schedules have left the package; use metastep.Calibrated(), by name "calibrated".' in result.err
 
 
 @pytest.mark.parametrize("schedule", ["mlrsnet-cifar10", "mlr-snet"])
