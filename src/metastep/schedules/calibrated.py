@@ -8,6 +8,8 @@ from metastep.schedules.calibration import Calibration
 
 #: Without a horizon, the share of the level that a run of t steps would start from; its warm-up takes so many steps.
 _OPEN_LEVEL, _OPEN_WARMUP = 0.6, 50
+#: No step is planned longer than this part of the parameters: it matters in runs of less than some 50 steps.
+_LARGEST_RATIO = 0.3
 #: A network that was trained before gets this share of the level; less in runs of less than so many steps, in which
 #: there is no time to repair what long steps break.
 _TRAINED_SHARE, _TRAINED_STEPS = 1 / 3, 200
@@ -101,7 +103,11 @@ class Calibrated(Schedule):
         total = self.total_steps
         step = min(step, total - 1)
         rise = min(1.0, (step + 1) / math.ceil(self.warmup * total)) if self.warmup else 1.0
-        return float(self.level * total**-self.power * rise * (1 - step / total))
+        return self._peak() * rise * (1 - step / total)
+
+    def _peak(self) -> float:
+        """The ratio of the longest step in a run with a horizon."""
+        return float(min(self.level * (self.total_steps or _OPEN_WARMUP) ** -self.power, _LARGEST_RATIO))
 
     def share(self, found: Calibration, loss: float) -> float:
         """Which part of the unit rate is used: less for a network that looks trained, or if steps promise too much.
@@ -114,8 +120,7 @@ class Calibrated(Schedule):
         share = 1.0
         if trained:
             share = _TRAINED_SHARE * min(1.0, (self.total_steps or _TRAINED_STEPS) / _TRAINED_STEPS)
-        peak = self.level * (self.total_steps or _OPEN_WARMUP) ** -self.power * share
-        promised = peak * found.decrease
+        promised = self._peak() * share * found.decrease
         if loss and math.isfinite(loss) and promised > self.promise * abs(loss):
             share *= max(self.promise * abs(loss) / promised, _LEAST_SHARE)
         return share

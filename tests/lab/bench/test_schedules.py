@@ -90,7 +90,7 @@ def test_the_control_of_a_schedule_is_a_staircase(files: list[str]) -> None:
     ("schedule", "error", "words"),
     [
         ("cosin", ValueError, "schedule must be a known name, got 'cosin'; did you mean cosine"),
-        ("zzz", ValueError, "known: constant, cosine"),
+        ("zzz", ValueError, "known: calibrated, constant, cosine"),
         ("", ValueError, "schedule must be a known name, got ''"),
         ("cosine@staircase", ValueError, "schedule must be a known name"),
         ("no/such.pth", FileNotFoundError, "no schedule file 'no/such.pth'"),

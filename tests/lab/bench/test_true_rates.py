@@ -19,7 +19,7 @@ from metastep.schedules import Constant, LearnedLR
 
 #: Methods that move every tensor along its gradient alone, with values that make the steps large enough to measure.
 ALONG_THE_GRADIENT = {
-    **{f"sgd/{name}": {} for name, one in SCHEDULES.items() if not one.base and name != "mlr-snet-published"},
+    **{f"sgd/{name}": {} for name in SCHEDULES if name != "mlr-snet-published"},
     "sgd/mlr-snet-transferred": {},
     "sgd/warmup-cosine": {"warmup": 0.2},
     "hyper-sgd/global": {},
