@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import metastep as ms
 from metastep.schedules.calibration import Calibrator, CannotCalibrate, looks_trained
@@ -230,6 +231,106 @@ def test_what_cannot_be_measured_is_refused_in_words() -> None:
 
     optimizer = with_gradients(lambda p, lr: Odd(p, lr, 3))
     with pytest.raises(CannotCalibrate, match=r"the rate of Odd cannot be measured: .*needed.*metastep.Cosine"):
+        measured(optimizer)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@both
+def test_a_scaled_gradient_is_measured_unscaled(name: str, fused: bool) -> None:
+    make = SGD if name == "momentum" else AdamW
+    rates = []
+    for scaled in (False, True):
+        net = network()
+        optimizer = make(net.parameters(), lr=1.0, fused=fused)
+        lr = ms.LearnedLR(optimizer, total_steps=STEPS)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        x, y = data()
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = cross_entropy(net(x), y)
+            scaler.scale(loss).backward()
+            lr.observe(loss)
+            scaler.step(optimizer)
+            scaler.update()
+        rates.append(lr.get_last_lr()[0])
+    assert rates[1] == pytest.approx(rates[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("deep", ["zero output", "frozen by requires_grad", "frozen by a rate of 0"])
+def test_what_does_not_move_has_no_say(deep: str) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(*[m for i in range(4) for m in (nn.Linear(64 if i else 12, 64), nn.ReLU())])
+    head = nn.Linear(64, 5)
+    alone = AdamW(head.parameters(), lr=1.0)
+    x, y = data()
+    groups: list[dict[str, Any]] = [{"params": list(head.parameters())}]
+    if deep == "zero output":
+        nn.init.zeros_(head.weight)
+        groups[0]["params"] += list(body.parameters())
+    elif deep == "frozen by a rate of 0":
+        groups.append({"params": list(body.parameters()), "lr": 0.0})
+    else:
+        body.requires_grad_(False)
+    cross_entropy(head(body(x)), y).backward()
+    optimizer = AdamW(groups, lr=1.0)
+    ratios = [1.0, 0.0] if len(groups) == 2 else [1.0]
+    found = Calibrator(optimizer)
+    found.scale(ms.Calibrated(100), ratios, math.nan)
+    assert found.found.unit == pytest.approx(measured(alone).found.unit, rel=0.15)
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (4, 32)])
+@both
+def test_numbers_that_start_at_zero_or_close_to_it_move(name: str, shape: tuple[int, ...]) -> None:
+    for size in (0.0, 1e-6):
+        parameter = nn.Parameter(torch.full(shape, size))
+        optimizer = OPTIMIZERS[name]([parameter], lr=1.0)
+        lr = ms.LearnedLR(optimizer, total_steps=100)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = (parameter - 0.5).square().mean()
+            loss.backward()
+            lr.observe(loss)
+            optimizer.step()
+        if size == 0.0 or len(shape) == 2:
+            assert loss.item() < 0.15
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adagrad", "radam", "asgd"])
+def test_first_steps_are_no_longer_than_planned(name: str) -> None:
+    net = network()
+    optimizer = OPTIMIZERS[name](net.parameters(), lr=1.0)
+    schedule = ms.Calibrated(20)
+    lr = ms.LearnedLR(optimizer, schedule)
+    size = float(nn.utils.get_total_norm(list(net.parameters())))
+    for step in range(5):
+        before = [p.detach().clone() for p in net.parameters()]
+        train(optimizer, net, lr, 1, start=step)
+        moved = [p.detach() - old for p, old in zip(net.parameters(), before, strict=True)]
+        assert float(nn.utils.get_total_norm(moved)) <= 1.5 * schedule.ratio_at(step) * size
+
+
+def test_a_subclass_keeps_its_options_and_no_hook_hears_of_the_copies() -> None:
+    class Mine(SGD):
+        def __init__(self, params: Any, **options: Any) -> None:
+            super().__init__(params, **options)
+
+    heard = []
+    handle = register_optimizer_step_post_hook(lambda *_: heard.append(1))
+    try:
+        found = [
+            measured(with_gradients(lambda p, lr, kind=kind: kind(p, lr=lr, momentum=0.9))).found.unit
+            for kind in (SGD, Mine)
+        ]
+    finally:
+        handle.remove()
+    assert found[1] == pytest.approx(found[0], rel=0.06)
+    assert heard == []
+
+
+def test_an_optimizer_that_does_not_move_in_proportion_to_its_rate_is_refused() -> None:
+    optimizer = with_gradients(torch.optim.Rprop, torch.float32)
+    with pytest.raises(ms.NotLinearInRate, match="Rprop keeps state that depends on its learning rate"):
         measured(optimizer)
 
 
@@ -508,6 +609,36 @@ def test_any_schedule_cools() -> None:
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ms.Calibrated(**arguments)
+
+
+def test_a_resumed_run_reads_the_same_sample_of_large_tensors() -> None:
+    def made() -> tuple[nn.Module, Optimizer, ms.LearnedLR]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(12, 900), nn.ReLU(), nn.Linear(900, 5))
+        optimizer = SGD(net.parameters(), lr=1.0, momentum=0.9)
+        return net, optimizer, ms.LearnedLR(optimizer, total_steps=40)
+
+    net, optimizer, lr = made()
+    train(optimizer, net, lr, 20)
+    state = copy.deepcopy((net.state_dict(), optimizer.state_dict(), lr.state_dict()))
+    expected = train(optimizer, net, lr, 20, start=20)
+    net, optimizer, lr = made()
+    for part, one in zip((net, optimizer, lr), state, strict=True):
+        part.load_state_dict(one)
+    assert train(optimizer, net, lr, 20, start=20) == expected
+
+
+def test_cooling_again_goes_on_from_the_present_rate() -> None:
+    optimizer = SGD([nn.Parameter(torch.ones(2))], lr=1.0)
+    lr = ms.LearnedLR(optimizer, "constant")
+    lr.cool(10)
+    rates = []
+    for step in range(10):
+        if step == 5:
+            lr.cool(5)
+        optimizer.step()
+        rates += lr.get_last_lr()
+    assert rates == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
 
 # ---- networks that were trained before

@@ -14,7 +14,7 @@ of the optimizer is touched, the rate that it was made with does not matter, and
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -31,19 +31,24 @@ from metastep.core.distributed import (
     ranks_of,
     sum_over_ranks,
 )
+from metastep.schedules.linearity import check_linear_in_rate, unhooked_step
 
 #: Optimizers that treat each number by itself: a part of a tensor moves as it does within the tensor.
 _ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
 #: Numbers in a sample, the least that are taken of a tensor, and numbers that lie side by side (a cache line).
 _SAMPLE, _LEAST, _RUN = 16_384, 64, 16
-#: Steps in which a copy settles: momentum of 0.9 is then at its end value to 3e-5. Whole tensors take fewer.
-_SETTLE, _SETTLE_WHOLE = 100, 10
+#: Steps in which a copy settles: momentum of 0.9 is then at its end value to 3e-5. Whole tensors take fewer: 4 %.
+_SETTLE, _SETTLE_WHOLE = 100, 30
 #: In so many tensors the gradient's length is followed: only its change matters.
 _FOLLOWED = 12
 #: The gradient's length is averaged with this share of the newest; a length above the average counts at once.
 _NEWEST = 0.1
-#: So many times the size of a fresh matrix count at most.
+#: A matrix counts at most as so many times the length of a fresh one; one that is shorter by that factor as fresh.
 _FRESH = 4.0
+#: The rate of a copy: small, for optimizers that bound theirs; a power of two, so that dividing by it is exact.
+_TRIAL_RATE = 2.0**-10
+#: First steps that are longer than settled ones by more than this are shortened.
+_LONGER = 1.05
 #: Of options that change how a step is computed and not what it does: plain ones, which take any dtype and device.
 _PLAIN = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
 
@@ -141,6 +146,9 @@ class Calibration:
         recent: its average since.
         trained: whether the network looks as if it had been trained before.
         share: which part of the unit rate the schedule uses; None before it was asked.
+        numbers: of all parameters, when it was measured.
+        early: by how much each of the first steps is longer than a settled one; empty: none is.
+        steps: taken since.
     """
 
     unit: float | None = None
@@ -150,6 +158,9 @@ class Calibration:
     recent: float = 0.0
     trained: bool = False
     share: float | None = None
+    numbers: int = 0
+    early: list[float] = field(default_factory=list)
+    steps: int = 0
 
 
 def can_calibrate(optimizer: Optimizer) -> bool:
@@ -180,7 +191,6 @@ class Calibrator:
         self.found = Calibration()
         self.given: float | None = None
         self._layouts: dict[int, tuple[nn.Parameter, int, _Runs]] = {}
-        self._numbers = 0  # of all parameters
         self._groups: list[int] = []
         self._followed: list[nn.Parameter] = []
         self._live: list[tuple[int, int]] = []
@@ -205,7 +215,11 @@ class Calibrator:
             return 0.0
         if found.share is None:
             found.share = schedule.share(found, loss)
-        return found.unit * found.share * self._correction() if found.follows else found.unit * found.share
+        scale = found.unit * found.share
+        if found.steps < len(found.early):
+            scale /= found.early[found.steps]
+            found.steps += 1
+        return scale * self._correction() if found.follows else scale
 
     def _correction(self) -> float:
         """How the unit rate follows the gradient: as its length grows, at once; as it falls, slowly and by the root."""
@@ -224,20 +238,33 @@ class Calibrator:
 
     @torch.no_grad()
     def _measure(self, ratios: Sequence[float]) -> None:
-        self._numbers = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
-        whole = type(self.optimizer) not in _ELEMENTWISE
-        sums = torch.zeros(5, dtype=torch.float64)
-        for group, ratio in zip(self.optimizer.param_groups, ratios, strict=True):
-            for members in self._members(group, whole):
-                sums += self._try(group, members, ratio, whole)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.found.numbers = sum(parameter.numel() for parameter in parameters)
+        whole = type(self.optimizer) not in _ELEMENTWISE
+        if whole:
+            check_linear_in_rate(self.optimizer)
+        sums = torch.zeros(6 + (_SETTLE_WHOLE if whole else _SETTLE), dtype=torch.float64)
+        highest = max(ratios, default=0.0)
+        for group, ratio in zip(self.optimizer.param_groups, ratios, strict=True):
+            if ratio > 0:
+                for members in self._members(group, whole):
+                    sums += self._try(group, members, ratio, ratio / highest, whole)
         if (ranks := ranks_of(parameters)) is not False:
             sums = sum_over_ranks(sums, ranks, parameters[0].device).cpu()
-        size, update, doubled, decrease, gradient = sums.tolist()
-        if size > 0 and 0 < update < math.inf and 0 < gradient < math.inf:
-            unit = math.sqrt(size / update)
-            self.found = Calibration(unit, abs(decrease) * unit, follows=doubled > 2 * update)
-            self.found.trained = looks_trained(parameters)
+        size, fresh, doubled, decrease, gradient, *lengths = sums.tolist()[:5] + sums.tolist()[6:]
+        update = sums.tolist()[5]
+        if not (0 < update < math.inf and 0 < gradient < math.inf and math.isfinite(size)):
+            return
+        unit = math.sqrt((size or fresh) / update)
+        early = [math.sqrt(max(length / update, 1.0)) for length in lengths]
+        self.found = Calibration(
+            unit,
+            abs(decrease) * unit,
+            follows=doubled > 2 * update,
+            trained=looks_trained(parameters),
+            numbers=self.found.numbers,
+            early=early if max(early) > _LONGER else [],
+        )
 
     def _members(self, group: dict[str, Any], whole: bool) -> list[list[nn.Parameter]]:
         """The parameters of a group that have a gradient: each alone, or those of a device and dtype together."""
@@ -249,52 +276,80 @@ class Calibrator:
             kinds.setdefault((parameter.device, parameter.dtype), []).append(parameter)
         return list(kinds.values())
 
-    def _try(self, group: dict[str, Any], members: list[nn.Parameter], ratio: float, whole: bool) -> Tensor:
-        """|theta|^2, |u|^2, |u|^2 of twice the gradient, <g, u> and |g|^2 of some parameters, (5,) float64."""
-        if whole:
-            (member,) = members
-            if is_sharded(member):
-                raise CannotCalibrate(self._refusal("its tensors are sharded"))
-            start = _wide(member.detach())
-            gradient, weights = _dense(member).to(start), torch.ones((), device=start.device)
-            sizes = [_square(member, float(start.square().sum()))]
-        else:
-            runs = [self._layout(member) for member in members]
-            here = [run.of(local(member.detach())) for run, member in zip(runs, members, strict=True)]
-            there = [run.of(_dense(member)) for run, member in zip(runs, members, strict=True)]
-            start = _wide(torch.cat([part.reshape(-1) for part in here]))
-            gradient = torch.cat([part.reshape(-1) for part in there]).to(start)
-            parts = [run.weight * part_count(member) for run, member in zip(runs, members, strict=True)]
-            weights = torch.cat(
-                [start.new_full((part.numel(),), weight) for part, weight in zip(here, parts, strict=True)]
-            )
-            sizes = [
-                _square(member, float(part.double().square().sum()) * weight)
-                for member, part, weight in zip(members, here, parts, strict=True)
-            ]
-        steps = _SETTLE_WHOLE if whole else _SETTLE
-        once = self._settled(group, start, gradient, steps) * ratio
-        twice = self._settled(group, start, 2 * gradient, steps) * ratio
-        pairs = ((once, once), (twice, twice), (gradient, once), (gradient, gradient))
-        return torch.tensor([sum(sizes), *(float((weights * a * b).sum()) for a, b in pairs)], dtype=torch.float64)
+    def _try(
+        self, group: dict[str, Any], members: list[nn.Parameter], ratio: float, share: float, whole: bool
+    ) -> Tensor:
+        """Sums over some parameters, float64.
 
-    def _settled(self, group: dict[str, Any], start: Tensor, gradient: Tensor, steps: int) -> Tensor:
-        """The displacement, over the rate, of the last of some steps with a gradient that stays the same."""
+        |theta|^2 of what moves, the same of fresh tensors, |u|^2 of twice the gradient, <g, u>, |g|^2 and |u|^2, and
+        |u|^2 of each step until u has settled.
+
+        Args:
+            group: of the parameters.
+            members: some of its parameters.
+            ratio: of the group's rate to that of the first.
+            share: of its rate in the highest, by which sizes count: what hardly moves has little say.
+            whole: whether it is one tensor, tried as it is.
+        """
+        if whole and is_sharded(members[0]):
+            raise CannotCalibrate(self._refusal("its tensors are sharded"))
+        runs = [_Runs(0, 0, 1.0) if whole else self._layout(member) for member in members]
+        here = [run.of(local(member.detach())) for run, member in zip(runs, members, strict=True)]
+        there = [run.of(_dense(member)) for run, member in zip(runs, members, strict=True)]
+        counts = [run.weight * part_count(member) for run, member in zip(runs, members, strict=True)]
+        start = _wide(torch.cat([part.reshape(-1) for part in here]))
+        gradient = torch.cat([part.reshape(-1) for part in there]).to(start)
+        weights = torch.cat([start.new_full((part.numel(),), count) for part, count in zip(here, counts, strict=True)])
+        if whole:
+            start, gradient = start.view(members[0].shape), gradient.view(members[0].shape)
+            weights = weights.view(members[0].shape)
+        scale = getattr(self.optimizer, "grad_scale", None)  # GradScaler leaves the division to fused optimizers
+        if scale is not None:
+            gradient = gradient / float(scale)
+        size = fresh = 0.0
+        for member, part, moving, count in zip(members, here, there, counts, strict=True):
+            square = float(part.double().square().sum()) * count
+            if bool(moving.any()) and math.isfinite(square):
+                size += _square(member, square) * share**2
+                fresh += _fresh_square(member) * share**2
+        steps = _SETTLE_WHOLE if whole else _SETTLE
+        once, lengths = self._settled(group, start, gradient, weights, steps)
+        twice, _ = self._settled(group, start, 2 * gradient, weights, steps)
+        pairs = ((twice * ratio, twice * ratio), (gradient, once * ratio), (gradient, gradient))
+        products = [float((weights * a * b).sum()) for a, b in pairs]
+        lengths = [length * ratio**2 for length in lengths]
+        return torch.tensor([size, fresh, *products, lengths[-1], *lengths], dtype=torch.float64)
+
+    def _settled(
+        self, group: dict[str, Any], start: Tensor, gradient: Tensor, weights: Tensor, steps: int
+    ) -> tuple[Tensor, list[float]]:
+        """Take some steps from one place with a gradient that stays the same.
+
+        Returns:
+            The displacement over the rate of the last, and the weighted square of that of each.
+        """
         kind = type(self.optimizer)
         piece = nn.Parameter(start.clone())
-        known = inspect.signature(kind.__init__).parameters
+        signature = inspect.signature(kind.__init__).parameters.values()
+        known = {parameter.name for parameter in signature}
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
+            known |= self.optimizer.defaults.keys()
         options = {name: value for name, value in group.items() if name in known and name != "params"}
         options |= {name: value for name, value in _PLAIN.items() if name in options}
+        lengths = []
         try:
             with torch.enable_grad():
-                copy = kind([piece], **{**options, "lr": 1.0})
+                copy = kind([piece], **{**options, "lr": _TRIAL_RATE})
+                step = unhooked_step(kind)
             for _ in range(steps):
                 piece.data.copy_(start)
                 piece.grad = gradient.clone()
-                kind.step(copy)
+                step(copy)
+                moved = (start - piece.detach()) / _TRIAL_RATE
+                lengths.append(float((weights * moved * moved).sum()))
         except Exception as error:
             raise CannotCalibrate(self._refusal(f"a copy of it failed ({error})")) from error
-        return start - piece.detach()
+        return moved, lengths
 
     def _refusal(self, why: str) -> str:
         name = type(self.optimizer).__name__
@@ -335,7 +390,7 @@ class Calibrator:
                     self._refusal("FSDP1 flattened its tensors (torch.distributed.fsdp.fully_shard does not)")
                 )
             size = local(parameter.detach()).numel() * (2 if parameter.is_complex() else 1)
-            known = parameter, parameter.numel(), _runs(size, _SAMPLE * size / max(self._numbers, size, 1))
+            known = parameter, parameter.numel(), _runs(size, _SAMPLE * size / max(self.found.numbers, size, 1))
             self._layouts[id(parameter)] = known
         return known[2]
 
@@ -395,13 +450,22 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _square(parameter: nn.Parameter, square: float) -> float:
-    """|theta|^2 of a tensor, as it counts: a matrix of zeros as a fresh one, one far larger than that as less.
+    """|theta|^2 of a tensor, as it counts: a matrix close to 0 as a fresh one, and at most four times as long as that.
 
-    A fresh matrix has numbers of variance 1/(3n), with n the greater of its fan-in and fan-out (torch's own layers: the
-    fan-in). Zeros have no size, but a first step; embeddings of variance 1 are large for a reason of their own.
+    Zeros have no size but a first step to take; embeddings of variance 1 are large for a reason of their own.
     """
     if parameter.ndim < 2:
         return square
+    fresh = _fresh_square(parameter)
+    return fresh if square < fresh / _FRESH**2 else min(square, fresh * _FRESH**2)
+
+
+def _fresh_square(parameter: nn.Parameter) -> float:
+    """|theta|^2 of a fresh tensor of this shape: of variance 1/(3n), with n the greater of its fan-in and fan-out.
+
+    That is how torch's own layers begin, as far as their fan-in is the greater.
+    """
+    if parameter.ndim < 2:
+        return 1 / 3
     numbers = parameter.numel()
-    fresh = numbers / (3 * max(numbers / parameter.shape[0], numbers / parameter.shape[1]))
-    return min(square, _FRESH**2 * fresh) if square > 0 else fresh
+    return numbers / (3 * max(numbers / parameter.shape[0], numbers / parameter.shape[1]))

@@ -136,7 +136,7 @@ class LearnedLR:
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr, self.max_lr = float(min_lr), float(max_lr)
         self.steps = 0
-        self._cooling: tuple[int, int] | None = None
+        self._cooling: tuple[int, int, float] | None = None  # from which step, in how many, from which factor
         self._sync = RankSync(process_group, groups)
         self._window = LossWindow(math.nan if initial_loss is None else initial_loss)
         self._scale: RunScale | None = None
@@ -284,7 +284,7 @@ class LearnedLR:
 
         For a run whose length was not known: call it when the end is in sight, and stop after those steps.
         """
-        self._cooling = self.steps, whole("steps", steps, 1)
+        self._cooling = self.steps, whole("steps", steps, 1), self._cooled()
         self._history.note(self.steps, f"cooling down in {steps} steps")
 
     # ---- one step: losses -> rate and next state -> optimizer; MetaLearner takes these apart
@@ -375,10 +375,14 @@ class LearnedLR:
 
     def _warmup_and_cooling(self) -> float:
         factor = (self.steps + 1) / self.warmup_steps if self.steps < self.warmup_steps else 1.0
-        if self._cooling is not None:
-            begun, steps = self._cooling
-            factor *= max(steps - (self.steps - begun), 1) / steps
-        return factor
+        return factor if self._cooling is None else factor * self._cooled()
+
+    def _cooled(self) -> float:
+        """By which factor the rate is lower because :meth:`cool` was called."""
+        if self._cooling is None:
+            return 1.0
+        begun, steps, first = self._cooling
+        return first * max(steps - (self.steps - begun), 1) / steps
 
     @overload
     def commit(self) -> None: ...
@@ -539,7 +543,7 @@ class LearnedLR:
         self._window.load_state_dict(saved["window"])
         if self._calibrator is not None:
             self._calibrator.load_state_dict(saved["calibration"])
-        self._cooling = None if saved["cooling"] is None else (saved["cooling"][0], saved["cooling"][1])
+        self._cooling = None if saved["cooling"] is None else tuple(saved["cooling"])
         horizon = saved["config"].get("total_steps")
         if horizon is not None and getattr(self.schedule, "total_steps", horizon) is None:
             self.schedule, self.total_steps = self.schedule.extended(horizon), horizon
@@ -644,9 +648,9 @@ def default_schedule(optimizer: Optimizer) -> Schedule:
     """
     if not can_calibrate(optimizer):
         raise ValueError(
-            f"schedule must be named for {type(optimizer).__name__}: only torch's own optimizers have a default, those "
-            'that treat each number by itself. Name one: "calibrated" measures the rate of any optimizer that moves in '
-            f"proportion to it, the others multiply your own rate: {', '.join(_names())}."
+            f"schedule must be named for {type(optimizer).__name__}: SGD, Adam, AdamW and others of torch that "
+            "treat each number by itself and move in proportion to their rate have a default. The schedules are "
+            f"{', '.join(_names())}; calibrated measures the rate of an optimizer, the others multiply your own."
         )
     return Calibrated()
 
@@ -659,7 +663,12 @@ def named_schedule(name: str, total_steps: int | None) -> Schedule:
     """
     kind = _names().get(name)
     if kind is None:
-        return load_schedule(name)
+        try:
+            return load_schedule(name)
+        except FileNotFoundError as error:
+            if Path(name).suffix or len(Path(name).parts) > 1 or "calibrated" in str(error):
+                raise
+            raise FileNotFoundError(f"{error} The schedules are {', '.join(_names())}.") from None
     if total_steps is None and issubclass(kind, OverHorizon):
         raise ValueError(f'total_steps must be given with schedule "{name}", which has a horizon.')
     return kind() if total_steps is None else kind.for_run(total_steps)
@@ -677,7 +686,7 @@ def _checked(optimizer: object, schedule: object) -> Schedule:
     if not isinstance(schedule, Schedule):
         raise TypeError(
             f"schedule must be a metastep Schedule, got {type(schedule).__name__}; "
-            "make one (MLRSNet(), Cosine()) or load one: load_schedule(path)."
+            "make one (MLRSNet(), Cosine()) or load one: load_schedule(path). A number of steps is total_steps=."
         )
     if not (schedule.relative or schedule.calibrates or isinstance(schedule, LearnedSchedule)):
         raise TypeError(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,6 +66,13 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
     return True
 
 
+def unhooked_step(kind: type[Optimizer]) -> Callable[[Optimizer], Any]:
+    """The step of a class of optimizers without the hooks that listen to every optimizer; it is for copies."""
+    step: Any = kind.step
+    plain: Callable[[Optimizer], Any] = step.__wrapped__ if getattr(step, "hooked", False) else step
+    return plain
+
+
 def _smallest_of_each_kind(optimizer: Optimizer) -> list[nn.Parameter]:
     chosen: list[nn.Parameter] = []
     for group in optimizer.param_groups:
@@ -86,7 +94,7 @@ def _trial(optimizer: Optimizer, chosen: list[nn.Parameter], factor: float) -> t
         assert original.grad is not None
         parameter.grad = original.grad.detach().clone()
     try:
-        type(probe).step(probe)
+        unhooked_step(type(probe))(probe)
     except TypeError as error:
         raise NotLinearInRate(
             f"{type(optimizer).__name__}.step() cannot be called without a closure ({error}); "
