@@ -3,8 +3,9 @@
 import math
 from typing import ClassVar, Self
 
-from metastep.schedules.base import Loss, Schedule, between, whole
+from metastep.schedules.base import between, whole
 from metastep.schedules.calibration import Calibration
+from metastep.schedules.closed_form import ClosedForm
 
 #: Without a horizon, the share of the level that a run of t steps would start from; its warm-up takes so many steps.
 _OPEN_LEVEL, _OPEN_WARMUP = 0.6, 50
@@ -17,7 +18,7 @@ _TRAINED_SHARE, _TRAINED_STEPS = 1 / 3, 200
 _LEAST_SHARE = 0.1
 
 
-class Calibrated(Schedule):
+class Calibrated(ClosedForm):
     r"""Warm-up and linear decay at a measured level: nothing to tune, whatever rate the optimizer was made with.
 
     .. math:: \eta_t = \eta_1\, c\, T^{-p} \min\Bigl(1, \frac{t + 1}{w T}\Bigr) \Bigl(1 - \frac tT\Bigr)
@@ -83,19 +84,7 @@ class Calibrated(Schedule):
         """Over the whole run."""
         return cls(total_steps)
 
-    def init_state(self) -> int:
-        """No step is done: 0."""
-        return 0
-
-    def forward(self, loss: Loss, state: int) -> tuple[float, int]:
-        """Return ``(ratio_at(state), state + 1)``; the loss is not looked at."""
-        return self.ratio_at(state), state + 1
-
-    def query(self, loss: float, state: int) -> tuple[float, int]:
-        """:meth:`forward` without the cost of a module call."""
-        return self.ratio_at(state), state + 1
-
-    def ratio_at(self, step: int) -> float:
+    def factor_at(self, step: int) -> float:
         """The planned length of step ``step`` (0-based) over that of the parameters; from the end on, the last."""
         if self.total_steps is None:
             rise = min(1.0, (step + 1) / _OPEN_WARMUP)

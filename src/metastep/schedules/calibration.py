@@ -51,8 +51,6 @@ _TRIAL_RATE = 2.0**-10
 _LONGER = 1.05
 #: Of options that change how a step is computed and not what it does: plain ones, which take any dtype and device.
 _PLAIN = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
-
-
 #: Vectors of less numbers say nothing; so many values count as constants (a forget gate's bias is another).
 _SMALL_VECTOR, _CONSTANTS = 16, 2
 #: Numbers spread evenly between -1 and 1 have the mean square 1/3 and the mean 0, with these deviations for one number;
@@ -125,8 +123,9 @@ def _sampled(live: list[nn.Parameter], layouts: list[_Runs]) -> list[_Sampled]:
     return found
 
 
-def _runs(size: int, wanted: float) -> _Runs:
-    count = math.ceil(max(wanted, _LEAST) / _RUN)
+def _runs(size: int, share: float) -> _Runs:
+    """The runs of a tensor of so many numbers, of which a share of so many is to be in the sample."""
+    count = math.ceil(max(share, _LEAST) / _RUN)
     if size <= 2 * count * _RUN:
         return _Runs(0, 0, 1.0)
     stride = (size - _RUN) // count
@@ -243,7 +242,7 @@ class Calibrator:
         whole = type(self.optimizer) not in _ELEMENTWISE
         if whole:
             check_linear_in_rate(self.optimizer)
-        sums = torch.zeros(6 + (_SETTLE_WHOLE if whole else _SETTLE), dtype=torch.float64)
+        sums = torch.zeros(5 + (_SETTLE_WHOLE if whole else _SETTLE), dtype=torch.float64)
         highest = max(ratios, default=0.0)
         for group, ratio in zip(self.optimizer.param_groups, ratios, strict=True):
             if ratio > 0:
@@ -251,8 +250,8 @@ class Calibrator:
                     sums += self._try(group, members, ratio, ratio / highest, whole)
         if (ranks := ranks_of(parameters)) is not False:
             sums = sum_over_ranks(sums, ranks, parameters[0].device).cpu()
-        size, fresh, doubled, decrease, gradient, *lengths = sums.tolist()[:5] + sums.tolist()[6:]
-        update = sums.tolist()[5]
+        size, fresh, doubled, decrease, gradient, *lengths = sums.tolist()
+        update = lengths[-1]
         if not (0 < update < math.inf and 0 < gradient < math.inf and math.isfinite(size)):
             return
         unit = math.sqrt((size or fresh) / update)
@@ -281,8 +280,8 @@ class Calibrator:
     ) -> Tensor:
         """Sums over some parameters, float64.
 
-        |theta|^2 of what moves, the same of fresh tensors, |u|^2 of twice the gradient, <g, u>, |g|^2 and |u|^2, and
-        |u|^2 of each step until u has settled.
+        |theta|^2 of what moves, the same of fresh tensors, |u|^2 of twice the gradient, <g, u>, |g|^2, and |u|^2 of
+        each step until u has settled.
 
         Args:
             group: of the parameters.
@@ -318,7 +317,7 @@ class Calibrator:
         pairs = ((twice * ratio, twice * ratio), (gradient, once * ratio), (gradient, gradient))
         products = [float((weights * a * b).sum()) for a, b in pairs]
         lengths = [length * ratio**2 for length in lengths]
-        return torch.tensor([size, fresh, *products, lengths[-1], *lengths], dtype=torch.float64)
+        return torch.tensor([size, fresh, *products, *lengths], dtype=torch.float64)
 
     def _settled(
         self, group: dict[str, Any], start: Tensor, gradient: Tensor, weights: Tensor, steps: int

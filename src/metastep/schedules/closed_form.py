@@ -26,7 +26,7 @@ _PEAK = "the base rate is the peak, the ends lie below it"
 
 
 class ClosedForm(Schedule):
-    """Multiplies each parameter group's own initial rate by a factor that depends on the step alone.
+    """Multiplies each parameter group's own initial rate, or a measured one, by a factor of the step alone.
 
         rate_t = initial rate of the group * factor_at(t),        t = 0, 1, 2, ...
 

@@ -1,7 +1,7 @@
 """Mistakes that only a run shows: another scheduler beside it, another length than was said, a rate never annealed."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -9,9 +9,6 @@ from torch.optim import Optimizer
 from metastep.schedules.base import Schedule
 from metastep.schedules.calibrated import Calibrated
 from metastep.schedules.closed_form import ClosedForm, OverHorizon
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: A run of fewer steps is a trial; one that ends after this share of its horizon has come to its end.
 _TRIAL, _NEARLY = 10, 0.9
@@ -86,12 +83,10 @@ def horizon_of(schedule: Schedule) -> int | None:
 
 
 def ignores_loss(schedule: Schedule) -> bool:
-    """Whether a schedule is known not to look at the loss: a closed form, or the calibrated one, as they are made."""
+    """Whether a schedule is known not to look at the loss: a closed form, as it is made."""
     kind = type(schedule)
-    for known in (ClosedForm, Calibrated):
-        if isinstance(schedule, known):
-            return kind.forward is known.forward and kind.query is known.query
-    return False
+    unchanged = kind.forward is ClosedForm.forward and kind.query is ClosedForm.query
+    return isinstance(schedule, ClosedForm) and unchanged
 
 
 def unfinished(schedule: Schedule, steps: int, cooled: bool) -> str | None:
@@ -108,9 +103,8 @@ def unfinished(schedule: Schedule, steps: int, cooled: bool) -> str | None:
         )
     if steps >= _NEARLY * total:
         return None
-    factor: Callable[[int], float] = schedule.ratio_at if isinstance(schedule, Calibrated) else schedule.factor_at
-    peak = max(factor(step) for step in range(0, total, max(1, total // _LOOKED_AT)))
-    now, last = factor(steps - 1), factor(total - 1)
+    peak = max(schedule.factor_at(step) for step in range(0, total, max(1, total // _LOOKED_AT)))
+    now, last = schedule.factor_at(steps - 1), schedule.factor_at(total - 1)
     if now - last <= _MATTERS * peak:
         return None
     return (

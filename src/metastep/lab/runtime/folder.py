@@ -84,7 +84,7 @@ class Folder:
             lock.acquire()
         except Timeout:
             raise FolderInUse(f"{self.path} is in use by {_holder(place)}; wait for it, or stop it first.") from None
-        except (OSError, NotImplementedError) as error:
+        except (OSError, NotImplementedError) as error:  # the second is filelock's word for ENOSYS
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
             warnings.warn(
