@@ -4,8 +4,9 @@ import math
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -16,6 +17,15 @@ _CAPACITY = 2000
 #: Events that are kept at most; the oldest are dropped.
 _MOST_EVENTS = 200
 _PICTURES = (".png", ".svg", ".html")
+
+
+class _Saved(TypedDict):
+    stride: Annotated[int, msgspec.Meta(ge=1)]
+    steps: list[int]
+    losses: list[float]
+    rates: list[float]
+    events: list[tuple[int, str]]
+    non_finite: tuple[int, int] | None
 
 
 class History:
@@ -205,13 +215,11 @@ class History:
         self.__init__()  # type: ignore[misc]
         if state is None:
             return
-        points = zip(state["steps"], state["losses"], state["rates"], strict=True)
-        self.stride = int(state["stride"])
-        for step, loss, rate in points:
-            self.add(int(step), float(loss), float(rate))
-        self._events = [(int(step), str(text)) for step, text in state["events"]]
-        found = state["non_finite"]
-        self._non_finite = None if found is None else (int(found[0]), int(found[1]))
+        saved = msgspec.convert(state, _Saved)
+        self.stride = saved["stride"]
+        for step, loss, rate in zip(saved["steps"], saved["losses"], saved["rates"], strict=True):
+            self.add(step, loss, rate)
+        self._events, self._non_finite = saved["events"], saved["non_finite"]
 
 
 def _read(unread: dict[int, Tensor], numbers: "array[float]") -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, overload
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -543,7 +544,7 @@ class LearnedLR:
         self._window.load_state_dict(saved["window"])
         if self._calibrator is not None:
             self._calibrator.load_state_dict(saved["calibration"])
-        self._cooling = None if saved["cooling"] is None else tuple(saved["cooling"])
+        self._cooling = msgspec.convert(saved["cooling"], tuple[int, int, float] | None)
         horizon = saved["config"].get("total_steps")
         if horizon is not None and getattr(self.schedule, "total_steps", horizon) is None:
             self.schedule, self.total_steps = self.schedule.extended(horizon), horizon
