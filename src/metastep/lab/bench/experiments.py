@@ -184,8 +184,8 @@ _TRANSFERRED = (
     "sgd-momentum/sgdr",
     "sgd/mlr-snet-transferred",
 )
-#: Each base at its own rate and under a cosine, as first published with one rate that adapts, and with each level and
-#: combination.
+#: Each base at its own rate and under a cosine; by the papers' additive rule one rate, each level alone, combinations
+#: as published, by exact derivatives and regularised; and the same by the package's own rule.
 _HIERARCHY = tuple(
     name
     for base in ("sgd-nesterov", "adam")
@@ -193,10 +193,13 @@ _HIERARCHY = tuple(
         f"{base}/constant",
         f"{base}/cosine",
         f"hd-{base}",
-        *(
-            f"hyper-{base}/{levels}"
-            for levels in ("global", "layer", "unit", "parameter", "global+layer", "global+layer+unit")
-        ),
+        *(f"hyper-{base}/{level}/additive" for level in ("layer", "unit", "parameter")),
+        *(f"cam-{base}/{levels}" for levels in ("global+layer", "global+layer+parameter")),
+        *(f"cam-{base}/{levels}/exact" for levels in ("global+layer", "global+layer+parameter")),
+        *(f"pulled-{base}/global+layer/{form}" for form in ("virtual", "implicit")),
+        *(f"hyper-{base}/{level}" for level in ("global", "layer", "unit", "parameter")),
+        *(f"hyper-{base}/{levels}" for levels in ("global+layer", "global+layer+unit", "global+layer+parameter")),
+        f"hyper-{base}/global+layer/fixed",
     )
 )
 #: Every kind of method, a line a family.
@@ -410,9 +413,14 @@ _ALL = (
         methods=_HIERARCHY,
         small=Scale(
             workloads=_tasks(
-                *("mnist/mlp", "mnist/lenet5", "cifar10/mlp", "cifar10/lenet5"), **_SMALL, steps=150, eval_every=75
+                *("digits/mlp", "mnist/mlp", "digits/convnet", "cifar10/mlp", "mnist/lenet5", "cifar10/lenet5"),
+                *("digits/resnet", "cifar10/resnet8"),
+                steps=1000,
+                eval_every=500,
+                threads=1,
             ),
-            seeds=2,
+            seeds=5,
+            budgets=(8,),
         ),
         full=Scale(
             workloads=tuple(

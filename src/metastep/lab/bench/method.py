@@ -46,6 +46,7 @@ class Method:
         space: what is tuned, and over what: ``lr``; ``warmup``, as a share of the run; ``meta_lr``; any other name is
             an option of the optimizer.
         defaults: the published value, else the one usual in the field, of everything tuned.
+        shares: of a hypergradient optimizer, by level: its share of the tuned ``hyper_lr``; empty: each has all of it.
         weight_decay: whether the optimizer has a weight decay, which is then the task's.
         missing: why this method cannot be run anywhere, although the field names it; empty: it can.
 
@@ -63,6 +64,7 @@ class Method:
     scale: str = "measured"
     space: Mapping[str, Space]
     defaults: Mapping[str, Any]
+    shares: Mapping[str, float] = field(default_factory=dict)
     weight_decay: bool = True
     missing: str = ""
 
@@ -99,6 +101,8 @@ class Method:
         warmup = tuned.pop(WARMUP, None)
         meta_lr = tuned.pop(META_LR, None)
         lengths = {name: max(fewest, round(share * base.total_steps)) for name, (share, fewest) in self.lengths.items()}
+        if self.shares:
+            tuned["hyper_lr"] = {level: share * tuned["hyper_lr"] for level, share in self.shares.items()}
         kept = {}
         if "weight_decay" in base.optimizer_options:
             decay = base.optimizer_options["weight_decay"]
