@@ -111,10 +111,13 @@ def test_configuring_a_method_changes_nothing_but_what_is_the_methods(name):
     after = asdict(made)
     assert {key: after[key] for key in before if key not in own} == {k: before[k] for k in before if k not in own}
     told = {**made.optimizer_options, "lr": made.lr}
+    if method.shares:
+        told["hyper_lr"] = max(told["hyper_lr"][level] / share for level, share in method.shares.items())
     told["warmup"] = made.warmup_steps / made.total_steps
     told["meta_lr"] = None if made.meta is None else made.meta.meta_lr
     for value in values:
-        assert told[value] == (pytest.approx(values[value], abs=0.5 / STEPS) if value == "warmup" else values[value])
+        rounded = {"warmup": 0.5 / STEPS, "hyper_lr": 1e-12}.get(value, 0.0)
+        assert told[value] == (pytest.approx(values[value], abs=rounded) if rounded else values[value])
 
 
 @one_of_each
