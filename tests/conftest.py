@@ -7,24 +7,21 @@ from pathlib import Path
 
 import pytest
 
-#: Files and folders whose tests start many processes, kill them, or run for long: `make test-slow` runs them, one at a
-#: time, and `make test` leaves them out. Below tests/.
-SLOW = (
+#: Files and folders of slow tests, below tests/: `make test-slow` runs them, and `make test` leaves them out. Those
+#: that start many processes, or kill them, are run one at a time; beside them another process runs those that only
+#: take long.
+OF_PROCESSES = (
     "cli/test_ray.py",
     "distributed",
-    "faults/test_damage.py",
-    "faults/test_damaged_runs.py",
     "faults/test_fifty_kills.py",
     "faults/test_full_disk.py",
-    "faults/test_soak.py",
     "faults/test_stopping.py",
     "lab/bench/test_kills.py",
     "lab/bench/test_ray.py",
     "lab/bench/test_shared_run.py",
     "lab/runtime/test_ray_executor.py",
-    "one_line",
-    "packaging",
 )
+LONG = ("faults/test_damage.py", "faults/test_damaged_runs.py", "faults/test_soak.py", "one_line", "packaging")
 
 
 def pytest_configure() -> None:
@@ -34,13 +31,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests."""
+    """Mark the slow tests, and say which of them may run side by side (pytest-xdist, ``--dist loadgroup``)."""
     root = Path(__file__).parent
-    slow = [root / place for place in SLOW]
-    assert all(place.exists() for place in slow), f"SLOW must name what is there, got {SLOW}"
-    for item in items:
-        if any(place == item.path or place in item.path.parents for place in slow):
-            item.add_marker(pytest.mark.slow)
+    for places in (OF_PROCESSES, LONG):
+        assert all((root / place).exists() for place in places), f"these must be there: {places}"
+        for item in items:
+            if any(root / place in (item.path, *item.path.parents) for place in places):
+                item.add_marker(pytest.mark.slow)
+                together = "processes" if places is OF_PROCESSES else item.path.stem
+                item.add_marker(pytest.mark.xdist_group(together))
 
 
 @pytest.fixture(scope="session", autouse=True)
