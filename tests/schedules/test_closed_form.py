@@ -21,6 +21,7 @@ from metastep.schedules.closed_form import (
     MultiStep,
     OneCycle,
     Staircase,
+    Triangular,
     WarmRestarts,
     WarmupStableDecay,
 )
@@ -69,6 +70,22 @@ def test_cosine_is_torchs(steps: int, min_factor: float) -> None:
         Cosine(steps, min_factor),
         lambda o: torch_schedulers.CosineAnnealingLR(o, T_max=steps, eta_min=0.3 * min_factor),
         steps,
+    )
+
+
+@pytest.mark.parametrize(("half_cycle", "gamma"), [(1, 1.0), (10, 1.0), (7, 0.5), (3, 0.8)])
+def test_triangles_are_torchs(half_cycle: int, gamma: float) -> None:
+    assert_same(
+        Triangular(half_cycle, 0.25, gamma),
+        lambda o: torch_schedulers.CyclicLR(
+            o,
+            base_lr=0.3 * 0.25,
+            max_lr=0.3,
+            step_size_up=half_cycle,
+            scale_fn=lambda cycle: gamma ** (cycle - 1),
+            cycle_momentum=False,
+        ),
+        100,
     )
 
 

@@ -1,14 +1,15 @@
-"""ReduceOnPlateau against torch's ReduceLROnPlateau on window means, resumed, saved, and on top of an optimizer."""
+"""ReduceOnPlateau against torch's on window means, resumed, saved, on an optimizer; GreedyLR against transformers'."""
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import metastep as ms
-from metastep.schedules import ReduceOnPlateau, load_schedule, save_schedule
+from metastep.schedules import GreedyLR, ReduceOnPlateau, load_schedule, save_schedule
 
 
 def losses(steps):
@@ -113,3 +114,40 @@ def test_it_is_read_back_from_a_file(tmp_path):
 def test_bad_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         ReduceOnPlateau(**arguments)
+
+
+# ---- GreedyLR
+
+GREEDY = [
+    {"window": 5, "patience": 2, "factor": 0.8},
+    {"window": 1, "patience": 0, "factor": 0.9, "threshold": 0.1, "max_factor": 1.5},
+    {"window": 20, "patience": 1, "factor": 0.5, "cooldown": 3, "warmup": 2, "min_factor": 0.1, "reset": 4},
+    {"window": 3, "patience": 1, "factor": 0.3, "min_factor": 0.2, "reset": 2},
+]
+
+
+@pytest.mark.parametrize("arguments", GREEDY)
+def test_greedy_is_transformers_on_streaming_means(arguments):
+    theirs = pytest.importorskip("transformers.optimization").GreedyLR
+    names = {"window": "window_size", "reset": "reset_start"}
+    given = {names.get(key, key): value for key, value in arguments.items() if not key.endswith("_factor")}
+    ours, lr = GreedyLR(**arguments), 0.3
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    bounds = {"min_lr": lr * ours.min_factor, "max_lr": lr * ours.max_factor}
+    scheduler, expected = theirs(optimizer, smooth=True, eps=0.0, **bounds, **given), []
+    for loss in losses(400):
+        expected.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(loss)
+    found, _ = factors(ours, losses(400))
+    assert [lr * factor for factor in found] == pytest.approx(expected, rel=1e-9)
+    assert len(set(found)) >= 4
+    if "reset" in arguments:
+        at_the_bound = [before for before, after in pairwise(found) if after == 1.0 and before == ours.min_factor]
+        assert at_the_bound  # it has started anew
+
+
+def test_greedy_refuses_a_factor_that_changes_nothing():
+    with pytest.raises(ValueError, match=r"^factor must be < 1, got 1.0; 1 would never change the rate"):
+        GreedyLR(factor=1.0)
+    with pytest.raises(ValueError, match=r"^max_factor must be in \[1, inf\), got 0.5"):
+        GreedyLR(max_factor=0.5)

@@ -351,6 +351,50 @@ class WarmRestarts(ClosedForm):
         return anneal("cos", 1.0, self.min_factor, step / period)
 
 
+class Triangular(ClosedForm):
+    """Cycles along straight lines between a lower rate and the base rate, the peak of every cycle.
+
+        x = |t / half_cycle - 2 c + 1|  in cycle c = 1 + floor(t / (2 half_cycle))
+        factor_t = min_factor + (1 - min_factor) gamma ** (c - 1) max(0, 1 - x)
+
+    Args:
+        half_cycle: optimizer steps from the lower rate to the peak, >= 1; a cycle has twice as many.
+        min_factor: the lower rate, a fraction in [0, 1] of the base rate.
+        gamma: by which the height of each cycle is multiplied, in (0, 1]; 0.5 is the source's "triangular2".
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Source: arXiv 1506.01186; ``torch.optim.lr_scheduler.CyclicLR``, the same values.
+    *Differs from torch's:* the optimizer's own rate is the peak (``max_lr``); the momentum is not cycled.
+
+    Example:
+        >>> cycle = Triangular(half_cycle=10, min_factor=0.2)
+        >>> [round(cycle.factor_at(step), 4) for step in (0, 5, 10, 15, 20)]
+        [0.2, 0.6, 1.0, 0.6, 0.2]
+    """
+
+    summary = "four triangles between a quarter of the base rate and all of it"
+    source = "arXiv 1506.01186"
+
+    def __init__(self, half_cycle: int, min_factor: float = 0.25, gamma: float = 1.0) -> None:
+        super().__init__()
+        self.half_cycle = whole("half_cycle", half_cycle, 1)
+        self.min_factor = between("min_factor", min_factor, 0.0, 1.0, _FRACTION)
+        self.gamma = between("gamma", gamma, 0.0, 1.0, _GROWTH, open_below=True)
+
+    @classmethod
+    def for_run(cls, total_steps: int) -> Self:
+        """Four cycles, between a quarter of the base rate and all of it: section 3.3 of the source."""
+        return cls(half_cycle=max(1, total_steps // 8))
+
+    def factor_at(self, step: int) -> float:
+        """The equation above."""
+        cycle, within = divmod(step, 2 * self.half_cycle)
+        height = 1.0 - abs(within / self.half_cycle - 1.0)
+        return self.min_factor + (1.0 - self.min_factor) * self.gamma**cycle * height
+
+
 class OneCycle(OverHorizon):
     """1cycle: climbs to the base rate, then anneals far below where it started.
 
@@ -630,3 +674,113 @@ class ReduceOnPlateau(Schedule):
         if self.threshold_mode == "rel":
             return mean < best * (1.0 - self.threshold)
         return mean < best - self.threshold
+
+
+#: Factor now; place of the next loss in the window, how many were seen; the window; best mean; means in a row that
+#: were better, and worse; means to rest; reductions at the lower bound until it starts anew.
+GreedyState = tuple[float, int, tuple[Any, ...], float, int, int, int, int]
+
+
+class GreedyLR(Schedule):
+    """Raises the rate while the smoothed training loss improves, and lowers it while it does not.
+
+        m_t = mean of the last ``window`` losses;   m_t is better than b, the best so far:   m_t < b - threshold
+        more than ``patience`` means in a row better:   factor_t <- min(factor_t / factor, max_factor)
+        more than ``patience`` means in a row not:      factor_t <- max(factor factor_t, min_factor)
+
+    The rate of a step depends on the losses before it. After ``reset`` reductions that found the rate at its lower
+    bound, with none that raised it in between, the rate, best mean and window start anew.
+
+    Args:
+        window: losses in the mean, >= 1.
+        factor: in (0, 1).
+        patience: steps >= 0.
+        threshold: >= 0.
+        cooldown: steps after a reduction that are not counted, >= 0.
+        warmup: steps after a rise that are not counted, >= 0.
+        min_factor: lower bound, a multiple >= 0 of the base rate.
+        max_factor: upper bound, a multiple >= 1 of the base rate.
+        reset: reductions >= 1.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Source: arXiv 2512.14527; ``transformers.GreedyLR`` with ``smooth``, the same values.
+    *Differs from transformers':* it reads every step's training loss instead of one number an evaluation, and the
+    bounds are relative where ``min_lr`` and ``max_lr`` are rates; there is no ``eps`` below which a change is left out.
+
+    Example:
+        >>> greedy = GreedyLR(window=1, patience=1, factor=0.5)
+        >>> state, factors = greedy.init_state(), []
+        >>> for loss in [4.0, 3.0, 2.0, 2.0, 2.0]:
+        ...     factor, state = greedy.query(loss, state)
+        ...     factors.append(factor)
+        >>> factors
+        [1.0, 1.0, 2.0, 2.0, 2.0]
+        >>> greedy.query(2.0, state)[0]
+        1.0
+    """
+
+    needs_loss: ClassVar[bool] = True
+    name = "greedy"
+    summary = "5 % up or down whenever the mean training loss improved, or not, for 1 % of the run"
+    source = "arXiv 2512.14527"
+
+    def __init__(
+        self,
+        window: int = 50,
+        factor: float = 0.95,
+        patience: int = 10,
+        threshold: float = 1e-6,
+        cooldown: int = 0,
+        warmup: int = 0,
+        min_factor: float = 0.01,
+        max_factor: float = 10.0,
+        reset: int = 500,
+    ) -> None:
+        super().__init__()
+        self.window = whole("window", window, 1, "count in steps")
+        self.factor = between("factor", factor, 0.0, 1.0, "it lowers the rate", open_below=True)
+        require(self.factor < 1.0, "factor", "< 1", factor, "1 would never change the rate; use Constant")
+        self.patience = whole("patience", patience, 0, "count in steps")
+        self.threshold = between("threshold", threshold, 0.0, math.inf, "0 takes any lower loss for better")
+        self.cooldown = whole("cooldown", cooldown, 0, "count in steps")
+        self.warmup = whole("warmup", warmup, 0, "count in steps")
+        self.min_factor = between("min_factor", min_factor, 0.0, 1.0, _FRACTION)
+        self.max_factor = between("max_factor", max_factor, 1.0, math.inf, "give a multiple of the base rate")
+        self.reset = whole("reset", reset, 1, "count in reductions")
+
+    @classmethod
+    def for_run(cls, total_steps: int) -> Self:
+        """With the means of a twentieth of the run and the patience of a hundredth: the defaults at 1,000 steps."""
+        return cls(window=max(1, total_steps // 20), patience=total_steps // 100)
+
+    def init_state(self) -> GreedyState:
+        """The base rate, and no loss seen."""
+        return 1.0, 0, (0.0,) * self.window, math.inf, 0, 0, 0, self.reset
+
+    def forward(self, loss: Loss, state: GreedyState) -> tuple[Rate, GreedyState]:
+        """Return the factor before this step's loss, and the state with it; a device is read every step."""
+        return self.query(float(loss), state)
+
+    def query(self, loss: float, state: GreedyState) -> tuple[float, GreedyState]:
+        """:meth:`forward` without the cost of a module call."""
+        current, seen, losses, best, good, bad, resting, left = state
+        place = seen % self.window
+        losses, seen = (*losses[:place], loss, *losses[place + 1 :]), seen + 1
+        mean = math.fsum(losses) / min(seen, self.window)
+        if resting > 0:
+            return current, (current, seen, losses, best, 0, 0, resting - 1, left)
+        if mean < best - self.threshold:
+            best, good, bad = mean, good + 1, 0
+        else:
+            good, bad = 0, bad + 1
+        after = current
+        if good > self.patience:
+            after, good, resting, left = min(current / self.factor, self.max_factor), 0, self.warmup, self.reset
+        elif bad > self.patience:
+            after, bad, resting = max(current * self.factor, self.min_factor), 0, self.cooldown
+            left -= after <= self.min_factor
+            if left == 0:  # the rest after a reduction is kept, as in transformers
+                return current, (*self.init_state()[:6], resting, self.reset)
+        return current, (after, seen, losses, best, good, bad, resting, left)

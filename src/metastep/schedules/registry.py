@@ -11,12 +11,14 @@ from metastep.schedules.calibrated import Calibrated as Calibrated
 from metastep.schedules.closed_form import Constant as Constant
 from metastep.schedules.closed_form import Cosine as Cosine
 from metastep.schedules.closed_form import Exponential as Exponential
+from metastep.schedules.closed_form import GreedyLR as GreedyLR
 from metastep.schedules.closed_form import Linear as Linear
 from metastep.schedules.closed_form import MultiStep as MultiStep
 from metastep.schedules.closed_form import OneCycle as OneCycle
 from metastep.schedules.closed_form import ReduceOnPlateau as ReduceOnPlateau
 from metastep.schedules.closed_form import Staircase as Staircase
 from metastep.schedules.closed_form import TimeBased as TimeBased
+from metastep.schedules.closed_form import Triangular as Triangular
 from metastep.schedules.closed_form import WarmRestarts as WarmRestarts
 from metastep.schedules.closed_form import WarmupStableDecay as WarmupStableDecay
 from metastep.schedules.mlrsnet import MLRSNet as MLRSNet

@@ -141,7 +141,9 @@ def test_a_decoupled_decay_is_not_added_to_gradients():
         ("sgd-momentum/cosine", 5e-4),
         ("adam/cosine", 5e-4),
         ("hyper-sgd/global", 5e-4),
+        ("adadelta", 5e-4),
         ("adamw/cosine", 0.05),
+        ("nadamw/cosine", 0.05),
         ("hyper-adamw/global", 0.05),
     ):
         assert METHODS[name].configure(base).optimizer_options["weight_decay"] == expected

@@ -23,7 +23,7 @@ META_UPDATES = 100
 
 #: Optimizers that add the weight decay to the gradient. A decay that was chosen for AdamW, which takes it from the
 #: weights directly, is a hundred times too strong for them: so much of it is left at most.
-_COUPLED = ("sgd", "adam", "nadam", "radam", "rmsprop", "adagrad")
+_COUPLED = ("sgd", "adam", "nadam", "radam", "rmsprop", "adagrad", "adadelta")
 _LARGEST_COUPLED = 5e-4
 
 #: Tuned values that are no option of the optimizer.
@@ -106,7 +106,8 @@ class Method:
         kept = {}
         if "weight_decay" in base.optimizer_options:
             decay = base.optimizer_options["weight_decay"]
-            from_decoupled = base_of(base.optimizer) == "adamw" and base_of(self.optimizer) in _COUPLED
+            coupled = base_of(self.optimizer) in _COUPLED and not self.options.get("decoupled_weight_decay")
+            from_decoupled = base_of(base.optimizer) == "adamw" and coupled
             kept["weight_decay"] = min(decay, _LARGEST_COUPLED) if from_decoupled else decay
         return replace(
             base,

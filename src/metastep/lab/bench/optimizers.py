@@ -69,6 +69,7 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "adagrad": _torch("Adagrad"),
     "radam": _torch("RAdam"),
     "nadam": _torch("NAdam"),
+    "adadelta": _torch("Adadelta"),
     **{short_name(name): _ours(name) for name in HYPER_OPTIMIZERS},
     **{
         name: NamedOptimizer(

@@ -1,4 +1,4 @@
-"""Schedule-Free SGD and AdamW (arXiv 2405.15682): the gradient is taken at y, the network to be used is x."""
+"""Schedule-Free SGD, AdamW and RAdam (arXiv 2405.15682): the gradient is taken at y, the network to be used is x."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from metastep.lab.baselines.packages import quiet_import, restored
 
 with quiet_import():
-    from schedulefree import AdamWScheduleFree, SGDScheduleFree  # type: ignore[import-untyped]
+    from schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree  # type: ignore[import-untyped]
 
 
 class _ScheduleFree(Optimizer):
@@ -49,3 +49,7 @@ class ScheduleFreeSGD(_ScheduleFree, SGDScheduleFree):  # type: ignore[misc]
 
 class ScheduleFreeAdamW(_ScheduleFree, AdamWScheduleFree):  # type: ignore[misc]
     """AdamW of the package ``schedulefree``."""
+
+
+class ScheduleFreeRAdam(_ScheduleFree, RAdamScheduleFree):  # type: ignore[misc]
+    """RAdam of the package ``schedulefree``, which needs no warm-up."""

@@ -154,8 +154,18 @@ _ROWS: tuple[Method, ...] = (
     # torch's adaptive optimizers, with torch's defaults, and Muon
     _rate_only("radam", "torch's radam, constant rate", "arXiv 1908.03265", _ADAM, 1e-3),
     _rate_only("adagrad", "torch's adagrad, constant rate", "Duchi et al. 2011", LogUniform(1e-4, 1.0), 1e-2),
+    _rate_only("adadelta", "torch's adadelta, constant rate", "arXiv 1212.5701", LogUniform(1e-2, 100.0), 1.0),
     _rate_only("rmsprop", "torch's rmsprop, constant rate", "Hinton 2012", _ADAM, 1e-2),
     _rate_only("nadam", "torch's nadam, constant rate", "Dozat 2016", _ADAM, 2e-3),
+    Method(
+        name="amsgrad",
+        summary="Adam over the largest second moment so far, constant rate",
+        source="Reddi et al. 2018",
+        optimizer="adam",
+        options={"amsgrad": True},
+        space={LR: _ADAM},
+        defaults={LR: 1e-3},
+    ),
     _rate_only(
         "muon",
         "Muon on weight matrices, AdamW on the rest, constant rate",
@@ -180,6 +190,10 @@ _ROWS: tuple[Method, ...] = (
         optimizer="schedule-free-adamw",
         space={LR: _ADAM, WARMUP: Uniform(0.0, 0.2)},
         defaults={LR: 2.5e-3, WARMUP: 0.05},
+    ),
+    _rate_only(
+        *("schedule-free-radam", "Schedule-Free RAdam, evaluated at its average", "arXiv 2405.15682"),
+        *(_ADAM, 2.5e-3),
     ),
     Method(
         name="lookahead-sgd",
@@ -207,6 +221,14 @@ _ROWS: tuple[Method, ...] = (
         optimizer="prodigy",
         space={LR: _MULTIPLIER, "d_coef": LogUniform(0.25, 4.0)},
         defaults={LR: 1.0, "d_coef": 1.0},
+    ),
+    Method(
+        name="schedule-free-prodigy",
+        summary="Schedule-Free over Prodigy, evaluated at its average",
+        source="arXiv 2405.15682; arXiv 2306.06101",
+        optimizer="schedule-free-prodigy",
+        space={LR: _MULTIPLIER, "d_coef": LogUniform(0.25, 4.0), WARMUP: Uniform(0.0, 0.2)},
+        defaults={LR: 1.0, "d_coef": 1.0, WARMUP: 0.075},
     ),
     _rate_only("d-adapt-sgd", "D-Adaptation of SGD", "arXiv 2301.07733", _MULTIPLIER, 1.0),
     _rate_only("d-adapt-adamw", "D-Adaptation of AdamW", "arXiv 2301.07733", _MULTIPLIER, 1.0),

@@ -49,6 +49,15 @@ BASES: dict[str, Base] = {
 #: Schedules that are in the table once more behind a linear warm-up, whose length is tuned.
 WITH_WARMUP = ("cosine", "linear")
 
+#: A base that is in the table under these schedules alone: the field's strong baseline of one configuration for all.
+NADAMW = Base(
+    optimizer="nadam",
+    options={"decoupled_weight_decay": True},
+    lr=1e-3,
+    rates=_ADAM_RATES,
+    source="Dozat 2016; arXiv 1711.05101; arXiv 2505.24005",
+)
+
 #: Second part of a method's name: the schedule, what it is, whether it learns during the run.
 MLR_SNETS: dict[str, tuple[str, str, bool]] = {
     "mlr-snet": ("mlr-snet", "MLR-SNet, learned in the loop on inner_valid", True),
@@ -58,25 +67,32 @@ MLR_SNETS: dict[str, tuple[str, str, bool]] = {
 
 
 def scheduled() -> Iterator[Method]:
-    """Yield ``BASE/SCHEDULE`` for each pair, two with warm-up, and each MLR-SNet."""
+    """Yield ``BASE/SCHEDULE`` for each pair, two with warm-up, those of NadamW, and each MLR-SNet."""
     for first, base in BASES.items():
         for name, schedule in SCHEDULES.items():
             if not schedule.learned:
                 yield _under(base, f"{first}/{name}", name, schedule.summary, schedule.source)
-        for name in WITH_WARMUP:
-            schedule = SCHEDULES[name]
-            yield _under(
-                base,
-                f"{first}/warmup-{name}",
-                name,
-                f"linear warm-up, then {schedule.summary}",
-                f"{schedule.source}; arXiv 1706.02677",
-                space={LR: base.rates, WARMUP: Uniform(0.0, 0.2)},
-                defaults={LR: base.lr, WARMUP: 0.05},
-            )
+        yield from _with_warmup(first, base)
+    for name in WITH_WARMUP:
+        yield _under(NADAMW, f"nadamw/{name}", name, SCHEDULES[name].summary, SCHEDULES[name].source)
+    yield from _with_warmup("nadamw", NADAMW)
     for first, base in BASES.items():
         for second, (schedule_name, summary, learns) in MLR_SNETS.items():
             yield _mlr_snet(base, f"{first}/{second}", schedule_name, summary, learns)
+
+
+def _with_warmup(first: str, base: Base) -> Iterator[Method]:
+    for name in WITH_WARMUP:
+        schedule = SCHEDULES[name]
+        yield _under(
+            base,
+            f"{first}/warmup-{name}",
+            name,
+            f"linear warm-up, then {schedule.summary}",
+            f"{schedule.source}; arXiv 1706.02677",
+            space={LR: base.rates, WARMUP: Uniform(0.0, 0.2)},
+            defaults={LR: base.lr, WARMUP: 0.05},
+        )
 
 
 def _mlr_snet(base: Base, name: str, schedule: str, summary: str, learns: bool) -> Method:
