@@ -31,6 +31,8 @@ SCHEDULES = {
     "Constant": ms.Constant,
     "Linear": lambda: ms.Linear(9, min_factor=0.1),
     "TimeBased": lambda: ms.TimeBased(0.1),
+    "Triangular": lambda: ms.Triangular(2, gamma=0.5),
+    "GreedyLR": lambda: ms.GreedyLR(window=2, patience=0),
     "MultiStep": lambda: ms.MultiStep([3, 5], gamma=0.3),
     "Exponential": lambda: ms.Exponential(0.9),
     "Staircase": lambda: ms.Staircase((1.0, 0.1), total_steps=8),
