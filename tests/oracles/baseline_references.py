@@ -115,3 +115,66 @@ def sasa(theta, quantile, lr=1.0, beta=0.9, nu=1.0, decay=0.0, keep=8, least=100
             still = still and abs(first) < width and abs(second) < width
         if still:
             alpha, ys, h, dropped = alpha / 10, [], torch.zeros_like(theta), True
+
+
+class Adam:
+    """Adam's direction, its moments corrected for their start."""
+
+    def __init__(self, theta, beta1=0.9, beta2=0.999):
+        self.m, self.v, self.t = torch.zeros_like(theta), torch.zeros_like(theta), 0
+        self.beta1, self.beta2 = beta1, beta2
+
+    def __call__(self, g):
+        self.t += 1
+        self.m = self.beta1 * self.m + (1 - self.beta1) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g * g
+        return (self.m / (1 - self.beta1**self.t)) / ((self.v / (1 - self.beta2**self.t)).sqrt() + 1e-8)
+
+
+def mechanic(theta, lr=1.0, weight_decay=0.0, s_init=1e-6, decay=1e-2, n=6):
+    start, delta, adam, rate = theta.clone(), torch.zeros_like(theta), Adam(theta), 0.0
+    betas = torch.tensor([1 - 10.0**-i for i in range(1, n + 1)], dtype=theta.dtype)
+    s, (m, v, r) = torch.full_like(betas, s_init), torch.zeros(3, n, dtype=theta.dtype)
+    while True:
+        _, g = yield theta, rate
+        h = float((g + decay * s.sum() * g.norm() / (theta.norm() + 1e-8) * theta) @ delta)
+        r = betas * r - s * torch.minimum(torch.maximum(torch.full_like(m, h), -m), m)
+        m = torch.maximum(betas * m, torch.full_like(m, abs(h) + 1e-8))
+        v = betas**2 * v + h**2
+        s = (s_init / n * m + r.clamp(min=0)) / (v.sqrt() + 1e-8)
+        delta = delta - lr * (adam(g) + weight_decay * theta)
+        theta, rate = start + s.sum() * delta, lr * float(s.sum())
+
+
+def gen(theta, loss_at, lr=1e-4, every=4, weight_decay=0.0):
+    """Sent (step, gradient); ``loss_at(theta, step)`` is the loss of that step's batch."""
+    adam, rate, t = Adam(theta), lr, 0
+    while True:
+        step, g = yield theta, rate
+        t += 1
+        u = adam(g) + weight_decay * theta
+        if t % every == 0:
+            here, ahead, behind = (loss_at(theta - eta * u, step) for eta in (0.0, rate, -rate))
+            # L(theta - eta u) = L - b eta + a eta^2 / 2
+            b, a = (behind - ahead) / (2 * rate), (ahead + behind - 2 * here) / rate**2
+            if a > 0 and b > 0:
+                rate = 0.9 * rate + 0.1 * min(max(b / a, rate / 2), 2 * rate)
+        theta = theta - rate * u
+
+
+def schedule_free_plus(theta, lr=1.0, decay=0.0, beta=0.9, most=0.965, anneal=0, after=0, r=0.0):
+    """Yields y, where gradients are taken."""
+    x, y, z, adam, rate, largest, weights, t = theta, theta, theta, Adam(theta, beta2=0.95), 0.0, 0.0, 0.0, 0
+    while True:
+        loss, g = yield y, rate
+        share = min(t / anneal, 1.0) if anneal else 0.0
+        b = 1 - math.exp((1 - share) * math.log(1 - beta) + share * math.log(1 - most))
+        rate = lr * max(0.0, loss + b * float(g @ (z - x))) / (float(g.abs().sum()) * math.sqrt(math.pi / 2))
+        largest, t = max(largest, rate), t + 1
+        z = z - rate**2 * decay * y - rate * adam(g)
+        c = 1.0
+        if t > after:
+            weights += t**r * largest**2
+            c = t**r * largest**2 / weights
+        x = (1 - c) * x + c * z
+        y = b * x + (1 - b) * z

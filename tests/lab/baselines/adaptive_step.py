@@ -15,6 +15,7 @@ CHOSEN = {
     "SPS-plain": (ours.SPS, {"variant": "plain", "lr": 0.5}),
     "Armijo": (ours.Armijo, {"steps_per_epoch": 5}),
     "Armijo-goldstein": (ours.Armijo, {"condition": "goldstein", "lr": 0.01}),
+    "GeN": (ours.GeN, {"lr": 3e-3, "every": 2}),
     "SASA": (ours.SASA, {"lr": 0.1, "nu": 0.7, "keep": 1, "min_samples": 4, "warmup": 3, "test_every": 2}),
     "RTHO": (ours.ForwardMode, {"lr": 0.05, "hyper_lr": 1e-4, "momentum": 0.5}),
     "MARTHE": (ours.ForwardMode, {"base": "adamw", "mu": "auto", "hyper_lr": 1e-5}),

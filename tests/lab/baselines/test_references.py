@@ -1,4 +1,4 @@
-"""L4, SPS, DFW, Armijo and SASA against their references: the same trajectory and the same rates, in float64."""
+"""The baselines that are written here against their references: the same trajectory and the same rates, in float64."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.optim.models import batch, flat, loss_of, network
 from tests.oracles import baseline_references as references
 from torch.func import functional_call
 
-from metastep.lab.baselines import DFW, L4, SASA, SPS, Armijo
+from metastep.lab.baselines import DFW, L4, SASA, SPS, Armijo, GeN, Mechanic, ScheduleFreePlus
 from metastep.lab.baselines.sasa import half_width, t_cumulative, t_quantile
 
 
@@ -95,6 +95,34 @@ def test_goldstein_is_its_reference(lr):
     optimizer = Armijo(model.parameters(), lr=lr, condition="goldstein", steps_per_epoch=5)
     rates = compare(optimizer, model, reference, sent="step")
     assert rates[0] > lr if lr < 1 else rates[0] < lr
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lr": 0.3, "weight_decay": 0.1}, {"s_init": 1e-3, "decay": 1.0}])
+def test_mechanic_is_its_reference(arguments):
+    model = network()
+    reference = references.mechanic(flat(model.parameters()), **arguments)
+    rates = compare(Mechanic(model.parameters(), **arguments), model, reference, rel=1e-8)
+    assert max(rates) > 1.3 * rates[0]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lr": 0.3, "every": 1}, {"lr": 1e-3, "every": 2, "weight_decay": 0.1}])
+def test_gen_is_its_reference(arguments):
+    model = network()
+    reference = references.gen(flat(model.parameters()), functional_loss(model), **arguments)
+    rates = compare(GeN(model.parameters(), **arguments), model, reference, sent="step", rel=1e-6)
+    assert min(rates) < rates[0] if arguments.get("lr") == 0.3 else max(rates) > rates[0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"lr": 0.3, "weight_decay": 20.0}, {"anneal_steps": 10, "average_after": 5, "r": 2.0}]
+)
+def test_schedule_free_plus_is_its_reference(arguments):
+    model = network()
+    names = {"weight_decay": "decay", "anneal_steps": "anneal", "average_after": "after"}
+    given = {names.get(name, name): value for name, value in arguments.items()}
+    reference = references.schedule_free_plus(flat(model.parameters()), **given)
+    rates = compare(ScheduleFreePlus(model.parameters(), **arguments), model, reference)
+    assert len(set(rates)) == 25
 
 
 @pytest.mark.parametrize("variance", ["batch_means", "iid"])

@@ -15,7 +15,10 @@ from metastep.lab.tasks import load_task
 with quiet_import():
     from dog import PolynomialDecayAverager
 
-AVERAGING = ("schedule-free-sgd", "schedule-free-adamw", "schedule-free-radam", "schedule-free-prodigy", "dog", "ldog")
+AVERAGING = (
+    *("schedule-free-sgd", "schedule-free-adamw", "schedule-free-radam", "schedule-free-prodigy", "schedule-free-plus"),
+    *("dog", "ldog"),
+)
 
 
 def trainer_of(name, task="digits/convnet", **changes):

@@ -25,6 +25,9 @@ StepStyle = Literal["plain", "loss", "closure", "bilevel"]
 #: What every group remembers beside its arguments: the rate that last moved it, and the steps that were refused.
 APPLIED, REJECTED = "applied", "rejected"
 
+#: Of a tensor whose gradients are averaged: how many it has seen, and the means of them and of their squares.
+STEP, FIRST, SECOND = "step", "exp_avg", "exp_avg_sq"
+
 #: A group, its parameters that have a gradient, and these gradients.
 Work = tuple[Group, list[Tensor], list[Tensor]]
 
@@ -228,3 +231,40 @@ def all_finite(*values: float) -> bool:
 def weighted_steps(parameters: Sequence[Tensor], directions: Sequence[Tensor], rate: float) -> None:
     """Theta <- theta - rate u, on all tensors at once."""
     torch._foreach_add_(list(parameters), list(directions), alpha=-rate)
+
+
+def corrected_means(
+    states: Sequence[dict[str, Any]], gradients: Sequence[Tensor], key: str, beta: float
+) -> list[Tensor]:
+    """Advance the mean under ``key``, with decay ``beta``, and give it corrected for its start at 0."""
+    for state, gradient in zip(states, gradients, strict=True):
+        if key not in state:
+            state[key] = torch.zeros_like(gradient)
+        state[STEP] = state.get(STEP, 0) + 1
+    means = [state[key] for state in states]
+    torch._foreach_lerp_(means, list(gradients), 1 - beta)
+    return list(torch._foreach_div(means, [1 - beta ** state[STEP] for state in states]))
+
+
+def adam_directions(
+    states: Sequence[dict[str, Any]], gradients: Sequence[Tensor], betas: tuple[float, float], eps: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Advance Adam's moments; give the corrected means of the gradients, and Adam's directions.
+
+    Args:
+        states: of :attr:`torch.optim.Optimizer.state`, one a gradient.
+        gradients: of this step.
+        betas: decays of the means of the gradients and of their squares.
+        eps: added to the root of the second.
+    """
+    means = corrected_means(states, gradients, FIRST, betas[0])
+    for state, gradient in zip(states, gradients, strict=True):
+        if SECOND not in state:
+            state[SECOND] = torch.zeros_like(gradient)
+    second = [state[SECOND] for state in states]
+    torch._foreach_mul_(second, betas[1])
+    torch._foreach_addcmul_(second, list(gradients), list(gradients), 1 - betas[1])
+    roots = torch._foreach_sqrt(second)
+    torch._foreach_div_(roots, [math.sqrt(1 - betas[1] ** state[STEP]) for state in states])
+    torch._foreach_add_(roots, eps)
+    return means, list(torch._foreach_div(means, roots))

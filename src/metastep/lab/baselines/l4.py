@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from metastep.core.inner import inner_product
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
+    FIRST,
     LossStepOptimizer,
     Work,
+    adam_directions,
     check_betas,
+    corrected_means,
     count,
     positive,
     weighted_steps,
@@ -21,9 +20,10 @@ from metastep.lab.baselines.adaptive_step import (
 from metastep.optim.options import Group, choice, number
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.optim.optimizer import ParamsT
 
-LOWEST, STEP, FIRST, SECOND = "lowest_loss", "step", "exp_avg", "exp_avg_sq"
+LOWEST = "lowest_loss"
 
 #: Keeps the quotient finite where gradient and direction vanish.
 _LEAST = 1e-12
@@ -116,24 +116,8 @@ class L4(LossStepOptimizer):
         self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The bias-corrected means of the gradients, and the directions; the moments are advanced."""
-        adam = group["direction"] == "adam"
-        beta = group["betas"][0] if adam else group["momentum"]
-        names = (FIRST, SECOND) if adam else (FIRST,)
-        for p in parameters:
-            state = self.state[p]
-            if not state:
-                state.update({STEP: 0, **{name: torch.zeros_like(p) for name in names}})
-            state[STEP] += 1
         states = [self.state[p] for p in parameters]
-        first = [state[FIRST] for state in states]
-        torch._foreach_lerp_(first, gradients, 1 - beta)
-        means = list(torch._foreach_div(first, [1 - beta ** state[STEP] for state in states]))
-        if not adam:
-            return means, means
-        beta2, second = group["betas"][1], [state[SECOND] for state in states]
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-        roots = torch._foreach_sqrt(second)
-        torch._foreach_div_(roots, [math.sqrt(1 - beta2 ** state[STEP]) for state in states])
-        torch._foreach_add_(roots, group["eps"])
-        return means, list(torch._foreach_div(means, roots))
+        if group["direction"] == "adam":
+            return adam_directions(states, gradients, group["betas"], group["eps"])
+        means = corrected_means(states, gradients, FIRST, group["momentum"])
+        return means, means

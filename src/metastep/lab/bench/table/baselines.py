@@ -213,7 +213,32 @@ _ROWS: tuple[Method, ...] = (
         space={LR: _ADAM, "alpha": Uniform(0.2, 0.8)},
         defaults={LR: 1e-3, "alpha": 0.5},
     ),
+    Method(
+        name="schedule-free-plus",
+        summary="Schedule-Free AdamW at a Polyak rate of its own, evaluated at its average",
+        source="arXiv 2605.19095",
+        optimizer="schedule-free-plus",
+        space={LR: _MULTIPLIER, WARMUP: Uniform(0.0, 0.2)},
+        defaults={LR: 1.0, WARMUP: 0.05},
+    ),
     # they find their rate; what is tuned multiplies it
+    Method(
+        name="mechanic",
+        summary="AdamW under a cosine, by a multiple that is learned",
+        source="arXiv 2306.00144",
+        optimizer="mechanic",
+        schedule="cosine",
+        space={LR: _MULTIPLIER, "s_init": LogUniform(1e-8, 1e-3), WARMUP: Uniform(0.0, 0.2)},
+        defaults={LR: 1.0, "s_init": 1e-6, WARMUP: 0.05},
+    ),
+    Method(
+        name="gen",
+        summary="AdamW at a rate that follows the minimum along its direction",
+        source="arXiv 2407.02772",
+        optimizer="gen",
+        space={LR: _ADAM},
+        defaults={LR: 1e-4},
+    ),
     Method(
         name="prodigy",
         summary="Adam at a rate found from the distance to the solution",
