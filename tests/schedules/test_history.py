@@ -213,3 +213,69 @@ def test_without_altair_a_plot_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "altair", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "metastep\[report\]"'):
         run().plot()
+
+
+# ---- validation losses
+
+
+def test_a_validation_loss_is_the_best_when_it_is_less_than_all_before() -> None:
+    optimizer = null(0.1)
+    lr = ms.LearnedLR(optimizer, ms.Constant())
+    found = []
+    for loss in (math.nan, 2.0, 2.0, 1.5, math.inf, 1.8):
+        optimizer.step()
+        found.append(lr.observe_validation(torch.tensor(loss)))
+    assert found == [False, True, False, True, False, False]
+    assert lr.history.best == (4, 1.5)
+    assert lr.history.validation[1:4] == [(2, 2.0), (3, 2.0), (4, 1.5)]
+    with pytest.raises(ValueError, match=r"loss must be one number, got a tensor of shape \(2,\)"):
+        lr.observe_validation(torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:total_steps=20, but the run ended after 10")
+def test_validation_losses_change_no_rate_and_survive_a_resume() -> None:
+    optimizers, rates = [torch.optim.AdamW([torch.nn.Parameter(torch.ones(4))]) for _ in range(2)], [[], []]
+    for optimizer, found in zip(optimizers, rates, strict=True):
+        (parameter,) = optimizer.param_groups[0]["params"]
+        lr = ms.LearnedLR(optimizer, total_steps=20)
+        for step in range(20):
+            if step == 10 and found is rates[1]:
+                state = lr.state_dict()
+                lr.detach()
+                lr = ms.LearnedLR(optimizer, total_steps=20)
+                lr.load_state_dict(state)
+            loss = parameter.square().sum()
+            parameter.grad = 2 * parameter.detach()
+            lr.observe(loss)
+            optimizer.step()
+            found.append(lr.get_last_lr()[0])
+            if found is rates[1]:
+                lr.observe_validation(1.0 + abs(step - 5))
+    assert rates[0] == rates[1]
+    assert lr.history.best == (6, 1.0)
+    assert len(lr.history.validation) == 20
+
+
+def test_many_validation_losses_take_no_more_memory_and_the_best_is_kept() -> None:
+    history = History()
+    for step in range(10_000):
+        history.add_validation(step, abs(step - 4321) + 1.0)
+    assert len(history.validation) <= 2_000
+    assert history.best == (4321, 1.0)
+    assert history.validation[0][0] == 0
+
+
+def test_a_plot_shows_the_validation_loss(tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    lr = run()
+    lr.observe_validation(3.0)
+    layers = lr.plot().to_dict(validate=True)["vconcat"][0]["layer"]
+    assert layers[2]["data"]["values"] == [{"step": 4, "validation": 3.0}]
+
+
+def test_a_state_from_before_validation_losses_loads() -> None:
+    lr = run()
+    state = lr.state_dict()
+    del state["history"]["validation"], state["history"]["best"]
+    lr.load_state_dict(state)
+    assert lr.history.best is None

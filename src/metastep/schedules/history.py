@@ -4,7 +4,7 @@ import math
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 import torch
@@ -26,6 +26,8 @@ class _Saved(TypedDict):
     rates: list[float]
     events: list[tuple[int, str]]
     non_finite: tuple[int, int] | None
+    validation: NotRequired[list[tuple[int, float]]]
+    best: NotRequired[tuple[int, float] | None]
 
 
 class History:
@@ -37,6 +39,8 @@ class History:
 
     Attributes:
         stride: every so many steps one is kept.
+        validation: steps that were done, and the validation loss there; of many, every other is let go of.
+        best: the step and the validation loss that was the least of all; None if none was finite.
 
     Example:
         >>> history = History()
@@ -48,6 +52,8 @@ class History:
 
     def __init__(self) -> None:
         self.stride = 1
+        self.validation: list[tuple[int, float]] = []
+        self.best: tuple[int, float] | None = None
         self._length = 0
         self._steps, self._losses, self._rates = array("q"), array("d"), array("d")
         self._unread_losses: dict[int, Tensor] = {}  # by place, 0-d, on an accelerator
@@ -85,6 +91,16 @@ class History:
             self._unread_rates[place] = rate
         else:
             self._rates[place] = rate
+
+    def add_validation(self, steps: int, loss: float) -> bool:
+        """Keep a validation loss after so many steps, and say whether it is less than all before."""
+        self.validation.append((steps, loss))
+        if len(self.validation) > _CAPACITY:
+            del self.validation[1::2]
+        is_best = math.isfinite(loss) and (self.best is None or loss < self.best[1])
+        if is_best:
+            self.best = steps, loss
+        return is_best
 
     def _thin(self) -> None:
         self.stride *= 2
@@ -190,7 +206,15 @@ class History:
         for name, from_zero, colour in (("loss", False, "#0a6fb3"), ("rate", True, "#d1480b")):
             y = alt.Y(f"{name}:Q", title=name, scale=alt.Scale(zero=from_zero))
             line = alt.Chart(data).mark_line(color=colour).encode(x=alt.X("step:Q", title="step"), y=y)
-            panels.append(alt.layer(line, rules).properties(width=560, height=180))
+            layers = [line, rules]
+            if name == "loss" and self.validation:
+                measured = alt.Data(
+                    values=[{"step": s, "validation": x} for s, x in self.validation if math.isfinite(x)]
+                )
+                points = alt.Chart(measured).mark_line(color="#2b7a3d", point=True)
+                tooltip = [alt.Tooltip("step:Q"), alt.Tooltip("validation:Q", title="validation loss")]
+                layers.append(points.encode(x="step:Q", y="validation:Q", tooltip=tooltip))
+            panels.append(alt.layer(*layers).properties(width=560, height=180))
         chart = alt.vconcat(*panels)
         if path is not None:
             page = {"inline": True} if Path(path).suffix == ".html" else {}
@@ -208,6 +232,8 @@ class History:
             "rates": self.rates,
             "events": [list(event) for event in self._events],
             "non_finite": None if self._non_finite is None else list(self._non_finite),
+            "validation": [list(point) for point in self.validation],
+            "best": None if self.best is None else list(self.best),
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
@@ -220,6 +246,7 @@ class History:
         for step, loss, rate in zip(saved["steps"], saved["losses"], saved["rates"], strict=True):
             self.add(step, loss, rate)
         self._events, self._non_finite = saved["events"], saved["non_finite"]
+        self.validation, self.best = saved.get("validation", []), saved.get("best")
 
 
 def _read(unread: dict[int, Tensor], numbers: "array[float]") -> dict[int, Tensor]:

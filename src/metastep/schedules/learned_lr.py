@@ -183,6 +183,23 @@ class LearnedLR:
         if self._calibrator is not None and grad_norm is not None:
             self._calibrator.given = float(grad_norm)
 
+    def observe_validation(self, loss: Loss) -> bool:
+        """Take note of a validation loss, now and then, and say whether it is the least so far.
+
+        It changes no rate. Keep the weights whenever this returns True, and a run that overfits ends with the best of
+        them; ``history.best`` and :meth:`plot` say where they were.
+
+        Args:
+            loss: a float, or a tensor of one element, which is read. One that is not finite is never the best. Where
+                the weights are kept by each rank for itself, give the same number on all.
+
+        Raises:
+            ValueError: for a tensor of several elements.
+        """
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(f"loss must be one number, got a tensor of shape {tuple(loss.shape)}; take its mean.")
+        return self._history.add_validation(self.steps, float(loss))
+
     def get_last_lr(self) -> list[float]:
         """The rate of each parameter group as the last step used it (before the first: as it stands)."""
         return self.groups.read() if self._last_rate is None else self.groups.as_written(self._last_rate)
