@@ -1,6 +1,6 @@
-"""The tables and the picture of `docs/transfer.md`, from records of the experiments untuned/held-out and untuned/tuned.
+"""The tables and the picture of `docs/transfer.md`, from records of untuned/held-out, -/tuned, -/one-configuration.
 
-    python benchmarks/untuned_table.py results/untuned/held-out results/untuned/tuned [--picture FILE.png]
+    python benchmarks/untuned_table.py results/untuned/held-out results/untuned/tuned ... [--picture FILE.png]
 
 Each method's test loss on a task is the mean over seeds, over that of the cosine with warm-up over the same optimizer,
 tuned with 8 trials. A run that diverged counts as infinite.
@@ -14,13 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from metastep.lab.bench.experiments import EXPERIMENTS
+from metastep.lab.records import read_records
+from metastep.lab.report.results import OneConfiguration, Run, one_configuration
+
 BASELINE = {"adamw": "adamw/warmup-cosine", "sgd-momentum": "sgd-momentum/warmup-cosine"}
 #: By the base whose cosine they are compared with.
 ROWS = {
     "adamw": {
         "adamw/calibrated": "**calibrated**, no tuning",
         "adamw/warmup-linear@8": "linear decay with warm-up, 8 trials",
-        "one": "one configuration of the cosine for all tasks, the best of those found on the others",
+        "one": "one configuration for all tasks, the best on the others",
         "adamw/warmup-cosine@1": "the cosine at its field default, 0.001",
         "schedule-free-adamw@1": "Schedule-Free AdamW, defaults",
         "prodigy@1": "Prodigy, defaults",
@@ -53,7 +57,17 @@ def losses(folders: list[Path]) -> dict[str, dict[str, dict[int, float]]]:
         name = record["method"]
         for key in (name, f"{name}@{record.get('budget', 1)}"):
             found[key][record["task"]][record["seed"]] = value
+    for choice in one_for_all(folders):
+        found["one"][choice.task] = {run.record.seed: run.cost for run in choice.runs}
     return found
+
+
+def one_for_all(folders: list[Path]) -> list[OneConfiguration]:
+    """What the candidates of untuned/one-configuration give; nothing where they were not run."""
+    candidates = EXPERIMENTS["untuned/one-configuration"].methods
+    files = [folder / "records.jsonl" for folder in folders if folder.name == "one-configuration"]
+    runs = [Run(record=record, source=where) for file in files for where, record in read_records(file)]
+    return one_configuration(run for run in runs if run.method in candidates) if runs else []
 
 
 def ratios(mine: dict[str, dict[int, float]], baseline: dict[str, dict[int, float]]) -> dict[str, float]:

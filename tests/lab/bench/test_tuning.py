@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def test_a_search_that_is_opened_anew_for_every_trial_is_the_same_search(tmp_pat
     assert search_in(tmp_path / "parts", storage=storage).trials() == whole
     assert any(math.isinf(one.objective) for one in whole)
     assert len(whole) > 1 + EVEN_TRIALS  # the estimator has had its say
+
+
+def test_a_gaussian_process_proposes_after_the_even_trials_and_learns_from_them(tmp_path: Path) -> None:
+    gaussian, even = replace(METHOD, search="gp"), 1 + EVEN_TRIALS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = made(search_in(tmp_path / "gp", method=gaussian), even + 2)
+    parzen = made(search_in(tmp_path / "tpe"), even + 1)
+    assert [one.values for one in whole[:even]] == [one.values for one in parzen[:even]]
+    assert whole[even].values != parzen[even].values
+    assert made(search_in(tmp_path / "again", method=gaussian), even + 1) == whole[: even + 1]
+    assert any(math.isinf(one.objective) for one in whole[:even])
+    assert min(one.objective for one in whole[even:]) < min(one.objective for one in whole[:even])
 
 
 def test_every_method_of_the_table_can_be_searched_from_its_defaults(tmp_path: Path) -> None:

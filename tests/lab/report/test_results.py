@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,10 @@ import pytest
 from tests.lab.report import comparison_records
 from tests.lab.report.experiment_records import make_record, make_records, with_sensitivity, write_lines
 
+from metastep.lab.records import decode_record
 from metastep.lab.report import Interval, Results, read_results, verdict
 from metastep.lab.report.panels import band, curves, layers
+from metastep.lab.report.results import Run, one_configuration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,6 +107,29 @@ def test_sensitivity_is_the_loss_over_that_at_the_chosen_rate(experiment: Result
         assert one.losses[0] > 1
     assert {one.method for one in experiment.sensitivities} == set(experiment.methods)
     assert len(experiment.runs) == 2 * 4 * 6 * 3  # runs at other rates are not among the results
+
+
+def test_one_configuration_is_the_best_on_all_tasks_but_the_one_it_is_for(tmp_path: Path) -> None:
+    def run(task: int, name: str, valid: float, factor: float, seed: int = 0, **more: Any) -> dict[str, Any]:
+        record = make_record(0, task, seed, 1, points=1, factor=factor) | {"method": name, "label": name, **more}
+        return record | {"valid": {**record["valid"], "loss": [valid]}}
+
+    # b at a tenth has the lowest losses and was not run everywhere; b at its own rate diverges on task 0
+    losses = {("a", 1.0): (1.0, 1.5, 3.0), ("b", 3.0): (2.0, 1.0, 1.0), ("b", 0.1): (0.1, 0.1)}
+    records = [run(task, name, at[task], f) for (name, f), at in losses.items() for task in range(len(at))]
+    records += [run(task, "b", 0.01, 1.0, seed=1) for task in range(3)]
+    records += [run(0, "b", 0.01, 1.0, status="diverged"), run(0, "a", 0.001, 1.0, budget=8)]
+    records += [run(task, "b", 1e9, 1.0) for task in (1, 2)]
+    runs = [Run(record=decode_record(json.dumps(record), "it"), source="") for record in records]
+    chosen = one_configuration(runs)
+    assert [(one.task.partition("/")[0][-1], one.method, one.rate_factor) for one in chosen] == [
+        ("0", "b", 3.0),
+        ("1", "b", 3.0),
+        ("2", "a", 1.0),
+    ]
+    assert [(run.record.valid["loss"], run.cost) for run in chosen[2].runs] == [([3.0], runs[2].cost)]
+    with pytest.raises(ValueError, match="runs must be of a candidate that was run on two tasks at least, got 1 on 1"):
+        one_configuration(runs[:1])
 
 
 def test_time_is_compared_with_plain_sgd_on_the_same_task(experiment: Results) -> None:

@@ -478,6 +478,15 @@ _ALL = (
         methods=tuple(f"{base}/warmup-{shape}" for base in ("adamw", "sgd-momentum") for shape in ("cosine", "linear")),
         small=Scale(workloads=_HELD_OUT_WORKLOADS, seeds=3, budgets=(1, 8)),
     ),
+    Experiment(
+        name="untuned/one-configuration",
+        summary="candidates for one configuration of all tasks: AdamW and NadamW, cosine and linear, at five rates",
+        source="arXiv 2505.24005",
+        methods=tuple(f"{base}/warmup-{shape}" for base in ("adamw", "nadamw") for shape in ("cosine", "linear")),
+        small=Scale(
+            workloads=_HELD_OUT_WORKLOADS, seeds=3, budgets=(1,), factors=(0.1, 0.3, 3.0, 10.0), factor_seeds=3
+        ),
+    ),
 )
 
 #: By name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from metastep.lab.bench.config import MetaConfig
 from metastep.lab.bench.optimizers import OPTIMIZERS, base_of
@@ -48,6 +48,8 @@ class Method:
         defaults: the published value, else the one usual in the field, of everything tuned.
         shares: of a hypergradient optimizer, by level: its share of the tuned ``hyper_lr``; empty: each has all of it.
         weight_decay: whether the optimizer has a weight decay, which is then the task's.
+        search: what proposes values once a few were tried: "tpe", the tree-structured Parzen estimator, or "gp", a
+            Gaussian process.
         missing: why this method cannot be run anywhere, although the field names it; empty: it can.
 
     Raises:
@@ -66,6 +68,7 @@ class Method:
     defaults: Mapping[str, Any]
     shares: Mapping[str, float] = field(default_factory=dict)
     weight_decay: bool = True
+    search: Literal["tpe", "gp"] = "tpe"
     missing: str = ""
 
     def __post_init__(self) -> None:

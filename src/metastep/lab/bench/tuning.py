@@ -146,7 +146,7 @@ class Search:
     killed is therefore proposed once more with the same values, and nothing of it need be kept here.
 
     Trial 0 has the method's defaults, the next :data:`EVEN_TRIALS` are points of a scrambled Sobol sequence, and those
-    after them are the tree-structured Parzen estimator's.
+    after them are the tree-structured Parzen estimator's; or the Gaussian process's, if the method says so.
 
     Args:
         method: whose values are searched for.
@@ -209,7 +209,8 @@ class Search:
                     trial = even.ask()
                     self._values(trial)
                 return trial
-            sampler = optuna.samplers.TPESampler(seed=self._seed + number, n_startup_trials=0)
+            kind = optuna.samplers.GPSampler if self._method.search == "gp" else optuna.samplers.TPESampler
+            sampler = kind(seed=self._seed + number, n_startup_trials=0)
             past = optuna.create_study(sampler=sampler)
             past.add_trials(kept)
             trial = past.ask()
@@ -246,13 +247,14 @@ def imported_optuna() -> ModuleType:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna tells of every study, and calls the quasi-random sampler experimental; neither is news to anyone."""
+    """Optuna tells of studies and of infinite losses, and calls the even sampler experimental: no news to anyone."""
     optuna = imported_optuna()
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", message="Clip non-finite values")
             yield
     finally:
         optuna.logging.set_verbosity(level)

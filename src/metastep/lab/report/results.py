@@ -416,6 +416,56 @@ def _sensitivities(runs: Iterable[Run]) -> list[Sensitivity]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneConfiguration:
+    """A method at a rate, as the rate factor says, chosen for a task without looking at it, and its runs there."""
+
+    task: str
+    method: str
+    rate_factor: float
+    runs: Sequence[Run]
+
+
+def one_configuration(runs: Iterable[Run]) -> list[OneConfiguration]:
+    """Choose one configuration for each task: the one that is best on all the other tasks together.
+
+    A configuration is a method at its defaults and a factor of its rate. Best has the largest area under the
+    performance profile of the outer_valid losses at the end, the means over seeds. This is the baseline of whoever
+    tunes once, for everything: the test loss on the task left out was not looked at.
+
+    Args:
+        runs: of the candidates; those with a budget of 1 count, and those candidates that were run on every task.
+
+    Raises:
+        ValueError: if there is no candidate, or there are fewer than two tasks.
+
+    Source: arXiv 2505.24005, which calibrates over all tasks at once; here the task itself is left out.
+    """
+    by_candidate: dict[tuple[str, float], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.record.budget == 1:
+            by_candidate[run.method, run.record.rate_factor][run.record.task].append(run)
+    tasks = sorted({task for by_task in by_candidate.values() for task in by_task})
+    whole = {candidate: by_task for candidate, by_task in by_candidate.items() if len(by_task) == len(tasks)}
+    if len(tasks) < 2 or not whole:
+        raise ValueError(
+            f"runs must be of a candidate that was run on two tasks at least, got {len(whole)} on {len(tasks)}."
+        )
+    losses = {str(key): {task: _mean_selection(by_task[task]) for task in tasks} for key, by_task in whole.items()}
+    chosen = []
+    for task in tasks:
+        areas = profile_areas({name: {t: row[t] for t in tasks if t != task} for name, row in losses.items()})
+        method, factor = max(whole, key=lambda key: areas[str(key)])
+        chosen.append(OneConfiguration(task=task, method=method, rate_factor=factor, runs=whole[method, factor][task]))
+    return chosen
+
+
+def _mean_selection(runs: Sequence[Run]) -> float:
+    """The mean outer_valid loss at the end; infinite if a run did not finish."""
+    ends = [(run.record.valid.get("loss") or [None])[-1] if run.finished else None for run in runs]
+    return math.fsum(max(end, _LEAST) if end is not None else math.inf for end in ends) / len(ends)
+
+
 def _median(item: tuple[str, Sequence[float]]) -> float:
     return float(np.median(item[1]))
 

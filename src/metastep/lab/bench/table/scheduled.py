@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from metastep.lab.bench.method import LR, META_LR, WARMUP, LogUniform, Method, Space, Uniform
@@ -67,12 +67,16 @@ MLR_SNETS: dict[str, tuple[str, str, bool]] = {
 
 
 def scheduled() -> Iterator[Method]:
-    """Yield ``BASE/SCHEDULE`` for each pair, two with warm-up, those of NadamW, and each MLR-SNet."""
+    """Yield ``BASE/SCHEDULE`` for each pair, two with warm-up, what else is tuned so, NadamW, and each MLR-SNet."""
     for first, base in BASES.items():
         for name, schedule in SCHEDULES.items():
             if not schedule.learned:
                 yield _under(base, f"{first}/{name}", name, schedule.summary, schedule.source)
         yield from _with_warmup(first, base)
+    for first in ("sgd-momentum", "adamw"):
+        method = next(_with_warmup(first, BASES[first]))
+        summary = f"{method.summary}; a Gaussian process tunes it"
+        yield replace(method, name=f"{method.name}/gp", summary=summary, search="gp")
     for name in WITH_WARMUP:
         yield _under(NADAMW, f"nadamw/{name}", name, SCHEDULES[name].summary, SCHEDULES[name].source)
     yield from _with_warmup("nadamw", NADAMW)
