@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metastep.core.inner import inner_product
+from metastep.core.inner import gradient_products, inner_product
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -86,3 +86,21 @@ def test_no_value_is_read() -> None:
 def test_lists_that_are_no_partners_are_refused(a: list, b: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         inner_product(a, b)
+
+
+def test_products_of_a_gradient_that_is_never_there_as_a_whole_are_those_of_autograd() -> None:
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((3, 2), (2,), (4,))]
+    parameters[2].requires_grad_(False)
+    others = [[torch.randn_like(parameter) for parameter in parameters] for _ in range(2)]
+
+    def loss() -> torch.Tensor:
+        return (parameters[0] @ parameters[1] * parameters[2][:3]).exp().sum()
+
+    gradients = torch.autograd.grad(loss(), parameters[:2])
+    expected = torch.stack([inner_product(gradients, other[:2]) for other in others])
+    torch.testing.assert_close(gradient_products(loss(), parameters, others), expected, rtol=1e-12, atol=0)
+    assert [parameter.grad for parameter in parameters] == [None] * 3
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in parameters)
+    unrelated = torch.nn.Parameter(torch.ones(()))
+    assert gradient_products(loss(), [unrelated], [[torch.ones(())]]) is None

@@ -153,6 +153,11 @@ def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [local(tensor.detach()) for tensor in tensors]
 
 
+def local_copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of each tensor, a copy of the part that is here."""
+    return [local(tensor.detach()).clone() for tensor in tensors]
+
+
 def local_gradient(parameter: Tensor) -> Tensor | None:
     """The part of ``grad`` that is here, cut as the parameter is."""
     gradient: Any = parameter.grad

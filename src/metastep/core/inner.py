@@ -1,5 +1,7 @@
 """The one inner product on which hypergradients and meta-gradients rest: whole, by rows, by the groups of a level.
 
+`gradient_products` takes it of a gradient that is never there as a whole.
+
 Shapes: R rows (a slice of a tensor along its unit dimension, or a whole tensor; see `metastep.core.levels`).
 """
 
@@ -8,10 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from metastep.core.distributed import local_gradient, part_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from metastep.core.levels import RowLayout
 
@@ -50,6 +54,53 @@ def _one(x: Tensor, y: Tensor) -> Tensor:
         order = sorted(range(x.ndim), key=x.stride, reverse=True)
         x, y = x.permute(order), y.permute(order)
     return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
+
+
+def gradient_products(
+    loss: Tensor, parameters: Sequence[nn.Parameter], others: Sequence[Sequence[Tensor]], *, sharded: bool = False
+) -> Tensor | None:
+    r"""Return the inner products of the gradient of a loss with K lists of tensors.
+
+    .. math:: s_k = \langle \nabla L, \Delta_k \rangle
+
+    The backward pass is run here, into the parameters' ``grad``, which is to be None before it. Each parameter's part
+    is multiplied as it arrives and let go, so the gradient is never held as a whole.
+
+    Args:
+        loss: one element, with a graph.
+        parameters: for which the gradient is taken; those that require none are passed over.
+        others: K lists with one tensor for each parameter; of a sharded one, what is here.
+        sharded: whether one of the parameters is: then each rank returns the products of what it has, times the number
+            of parts, of which the mean over ranks is the inner product.
+
+    Returns:
+        (K,) float64 (float32 on mps); None if the loss depends on none of the parameters.
+    """
+    products: list[Tensor] = []
+
+    def multiply(place: int) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            gradient, parameter.grad = local_gradient(parameter) if sharded else parameter.grad, None
+            if gradient is None:
+                return
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
+            product = torch.stack([inner_product([gradient], [other[place]]) for other in others])
+            products.append(product * part_count(parameter) if sharded else product)
+
+        return hook
+
+    inputs = [parameter for parameter in parameters if parameter.requires_grad]
+    handles = [
+        parameter.register_post_accumulate_grad_hook(multiply(place))  # type: ignore[no-untyped-call]
+        for place, parameter in enumerate(parameters)
+        if parameter.requires_grad
+    ]
+    try:  # the parts that FSDP keeps are not in the graph, what it puts together for the pass is
+        torch.autograd.backward(loss, inputs=None if sharded else inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack([product.to(products[0].device) for product in products]).sum(0) if products else None
 
 
 def row_sums(product: Tensor, unit_dim: int | None) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.core.distributed import local_parts
+from metastep.core.distributed import any_sharded, local_copies, local_parts
 from metastep.core.inner import inner_product
 from metastep.core.isolation import RngStates, isolated_modules, isolated_rng, rng_states, set_rng_states
-from metastep.meta.lookahead import check_loss, copy_parameters, validation_slopes
+from metastep.meta.lookahead import check_loss, moved_parameters, validation_slopes
 from metastep.schedules import LearnedLR
 
 #: Relative difference of two losses of one batch: more than the order of sums on an accelerator changes, which is not
@@ -41,9 +41,9 @@ class Window:
     ``rates`` are the rates used, with a graph to the schedule's weights through all K queries.
     """
 
-    def __init__(self, lr: LearnedLR, parameters: Sequence[nn.Parameter], *, first_order: bool) -> None:
+    def __init__(self, lr: LearnedLR, *, first_order: bool) -> None:
         self.lr = lr
-        self.parameters = list(parameters)
+        self.parameters = moved_parameters(lr.optimizer, lr.process_group)
         self.first_order = first_order
         self.rates: list[Tensor] = []
         self._taken: list[_Taken] = []
@@ -100,7 +100,7 @@ class Window:
             return
         rate, state = self.lr.query(observed)
         rate_graph, self._graph_state = self.lr.query_with_graph(observed, self._graph_state)
-        start = copy_parameters(self.parameters)
+        start = local_copies(self.parameters)
         inputs = None
         with self.lr.override(rate):
             if closure is not None:
@@ -119,9 +119,9 @@ class Window:
         """
         if self.first_order:
             steps = [taken.displacement for taken in self._taken]
-            ranks = self.lr.process_group
-            return validation_slopes(self.parameters, steps, validation_loss, ranks=ranks)
-        end = copy_parameters(self.parameters)
+            ranks, sharded = self.lr.process_group, any_sharded(self.parameters)
+            return validation_slopes(self.parameters, steps, validation_loss, ranks=ranks, sharded=sharded)
+        end = local_copies(self.parameters)
         try:
             with isolated_rng(self.parameters), isolated_modules():
                 loss, adjoint = self._validation_gradient(validation_loss)

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Adam, Optimizer
 
 from metastep.meta.horizon import Window
-from metastep.meta.lookahead import LookAhead, check_loss, check_placement
+from metastep.meta.lookahead import LookAhead, check_loss
 from metastep.meta.shared import SharedSchedule
 from metastep.schedules import LearnedLR
 from metastep.schedules.linearity import check_linear_in_rate
@@ -182,7 +182,7 @@ class MetaLearner:
             self._learn_from_others()
             return
         rate, state = self.lr.query(loss)
-        look_ahead = LookAhead(self._parameters(), self.ranks)
+        look_ahead = LookAhead(self.lr.optimizer, self.ranks)
         with self.lr.override(rate):
             self._optimizer_step(scaler)
         try:
@@ -256,9 +256,7 @@ class MetaLearner:
         in_window = (self._calls - 1) % self.every >= self.every - self.horizon
         if in_window and self._window is None:
             Window.check(self.lr, first_order=self.first_order, every=self.every, horizon=self.horizon)
-            parameters = self._parameters()
-            check_placement(parameters, self.ranks)
-            self._window = Window(self.lr, parameters, first_order=self.first_order)
+            self._window = Window(self.lr, first_order=self.first_order)
         rng = self._window.begin() if self._window is not None and closure is not None else None
         loss = None if closure is None else self._backward(closure)
         if self._window is None:
@@ -284,11 +282,6 @@ class MetaLearner:
         return loss.detach()
 
     # ---- small parts
-
-    def _parameters(self) -> list[nn.Parameter]:
-        """All that a step may move: torch's optimizers move whatever has a gradient, frozen since or not."""
-        groups = self.lr.optimizer.param_groups
-        return [p for group in groups for p in group["params"] if p.requires_grad or p.grad is not None]
 
     def _weights(self) -> list[nn.Parameter]:
         return [weight for weight in self.lr.schedule.parameters() if weight.requires_grad]

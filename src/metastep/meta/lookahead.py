@@ -5,17 +5,10 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from metastep.core.distributed import (
-    Ranks,
-    any_sharded,
-    is_flattened,
-    local_gradient,
-    local_parts,
-    mean_over_ranks,
-    part_count,
-)
-from metastep.core.inner import inner_product
+from metastep.core.distributed import Ranks, any_sharded, is_flattened, local_copies, local_parts, mean_over_ranks
+from metastep.core.inner import gradient_products
 from metastep.core.isolation import isolated_gradients, isolated_modules, isolated_rng
 
 
@@ -25,24 +18,24 @@ class LookAhead:
     It costs one extra copy of the parameters, or of what is here of them.
 
     Args:
-        parameters: all that the step may move.
+        optimizer: that takes the step.
         ranks: over which the validation loss is a mean.
 
     Raises:
-        ValueError: for FSDP1's flattened parameters, and for sharded ones of which this rank is to decide alone.
+        ValueError: for parameters that :func:`moved_parameters` refuses.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
-        check_placement(parameters, ranks)
-        self.parameters, self.ranks = parameters, ranks
-        self._start = copy_parameters(parameters)
+    def __init__(self, optimizer: Optimizer, ranks: Ranks) -> None:
+        self.parameters, self.ranks = moved_parameters(optimizer, ranks), ranks
+        self._sharded = any_sharded(self.parameters)
+        self._start = local_copies(self.parameters)
 
     @torch.no_grad()
     def slope(
         self, validation_loss: Callable[[], Tensor], loss_scale: float, *, keep_gradients: bool
     ) -> tuple[float, Tensor]:
         """The validation loss after the step, and its slope along it, (1,); see :func:`validation_slopes`."""
-        for before, part in zip(self._start, local_parts(self.parameters), strict=True):
+        for before, part in zip(self._start, self._parts(), strict=True):
             torch.sub(part, before, out=before)  # how far the step went
         return validation_slopes(
             self.parameters,
@@ -51,6 +44,7 @@ class LookAhead:
             loss_scale,
             keep_gradients=keep_gradients,
             ranks=self.ranks,
+            sharded=self._sharded,
         )
 
     @torch.no_grad()
@@ -59,17 +53,23 @@ class LookAhead:
 
         Call it once, after :meth:`slope`: the displacement is used up.
         """
-        for part, step in zip(local_parts(self.parameters), self._start, strict=True):
+        for part, step in zip(self._parts(), self._start, strict=True):
             more = factor.to(step.device) - 1 if isinstance(factor, Tensor) else factor - 1
             part.add_(step.mul_(more))
 
+    def _parts(self) -> Sequence[Tensor]:
+        """What is here of the parameters, where the optimizer has put it since."""
+        return local_parts(self.parameters) if self._sharded else self.parameters
 
-def check_placement(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
-    """Refuse parameters whose slopes cannot be computed.
+
+def moved_parameters(optimizer: Optimizer, ranks: Ranks) -> list[nn.Parameter]:
+    """All that a step may move: torch's optimizers move whatever has a gradient, frozen since or not.
 
     Raises:
         ValueError: for FSDP1's flattened parameters, and for sharded ones of which this rank is to decide alone.
     """
+    everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for parameter in everything if parameter.requires_grad or parameter.grad is not None]
     if any(map(is_flattened, parameters)):
         raise ValueError(
             "optimizer must hold tensors that MetaLearner can look ahead with, got pieces of one that FSDP1 flattened; "
@@ -79,12 +79,7 @@ def check_placement(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
         raise ValueError(
             "process_group must not be False with sharded parameters, a rank knows a part of the slope; leave it out."
         )
-
-
-@torch.no_grad()
-def copy_parameters(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Copies of what is here of the parameters."""
-    return [part.clone() for part in local_parts(parameters)]
+    return parameters
 
 
 def validation_slopes(
@@ -94,14 +89,15 @@ def validation_slopes(
     loss_scale: float = 1.0,
     *,
     keep_gradients: bool = True,
-    ranks: Ranks = False,
+    ranks: Ranks,
+    sharded: bool,
 ) -> tuple[float, Tensor]:
     r"""Return the validation loss at the parameters as they are, and its slopes along given displacements.
 
     .. math:: s_k = \langle \nabla L_\mathrm{val}(\theta), \Delta_k \rangle
 
-    The gradient is never held as a whole: each parameter's part is multiplied as it arrives, and let go. Afterwards the
-    buffers and modes of modules, random streams, and the parameters' ``grad`` and hooks are as before.
+    The gradient is never held as a whole (:func:`metastep.core.inner.gradient_products`). Afterwards the buffers and
+    modes of modules, random streams, and the parameters' ``grad`` and hooks are as before.
 
     With several ranks the loss is the mean of theirs; they send it and the slopes, 8 (K + 1) bytes, and not the
     gradient. (Sharded parameters' gradients are put together by FSDP as in any backward pass: a rank that has a part of
@@ -114,6 +110,7 @@ def validation_slopes(
         loss_scale: factor on the loss during backward, divided out again: for float16 gradients.
         keep_gradients: False lets the parameters' ``grad`` go instead of giving it back.
         ranks: over which the loss is a mean.
+        sharded: whether one of the parameters is.
 
     Returns:
         The loss as a float, and a float64 tensor (K,) of slopes.
@@ -122,39 +119,20 @@ def validation_slopes(
         TypeError: if the loss is no tensor with a graph.
         ValueError: if it has more than one element.
     """
-    whole, slopes = not any_sharded(parameters), list[Tensor]()
-
-    def multiply(place: int) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
-            gradient, parameter.grad = parameter.grad if whole else local_gradient(parameter), None
-            if gradient is None:
-                return
-            gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            parts = [inner_product([gradient], [step[place]]) for step in displacements]
-            slopes.append(torch.stack(parts) * (1 if whole else part_count(parameter)))
-
-        return hook
-
     with ExitStack() as stack:
         stack.enter_context(isolated_gradients(parameters, keep=keep_gradients))
         stack.enter_context(isolated_rng(parameters))
-        stack.enter_context(isolated_modules(sync=False, gradients_except=None if whole else parameters))
+        stack.enter_context(isolated_modules(sync=False, gradients_except=parameters if sharded else None))
         # a compiled model would be traced again with the hook that isolates its modules
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        inputs = [parameter for parameter in parameters if parameter.requires_grad]
         with torch.enable_grad():
             loss = validation_loss()
             check_loss(loss, "validation_loss")
-            for place, parameter in enumerate(parameters):
-                if parameter.requires_grad:
-                    handle = parameter.register_post_accumulate_grad_hook(multiply(place))  # type: ignore[no-untyped-call]
-                    stack.callback(handle.remove)
-            # the parts that FSDP keeps are not in the graph, what it puts together for the pass is
-            torch.autograd.backward(loss * loss_scale, inputs=inputs if whole else None)
-    if not slopes:
+            slopes = gradient_products(loss * loss_scale, parameters, displacements, sharded=sharded)
+    if slopes is None:
         raise ValueError("validation_loss does not depend on the optimizer's parameters; it must use the same model.")
-    total = torch.stack([slope.to(slopes[0].device) for slope in slopes]).sum(0) / loss_scale
-    mean = mean_over_ranks(torch.cat([loss.detach().reshape(1).to(total), total]), ranks)
+    found = torch.cat([loss.detach().reshape(1).to(slopes), slopes / loss_scale])
+    mean = mean_over_ranks(found, ranks)
     return float(mean[0]), mean[1:]
 
 

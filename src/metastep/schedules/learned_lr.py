@@ -23,14 +23,14 @@ from metastep.core.distributed import (
 )
 from metastep.schedules.base import LearnedSchedule, Loss, Rate, Schedule, State, state_like, whole
 from metastep.schedules.calibrated import Calibrated
-from metastep.schedules.calibration import Calibrator, can_calibrate
+from metastep.schedules.calibration import Calibration, Calibrator, can_calibrate
 from metastep.schedules.closed_form import OverHorizon
 from metastep.schedules.cuda_graph import GraphedQuery
 from metastep.schedules.files import load_schedule
 from metastep.schedules.history import History
 from metastep.schedules.loss_window import LossWindow
 from metastep.schedules.migration import upgraded_state
-from metastep.schedules.param_groups import ParamGroups, bounded
+from metastep.schedules.param_groups import ParamGroups
 from metastep.schedules.registry import REGISTRY
 from metastep.schedules.run_warnings import RunWarnings, horizon_of, ignores_loss
 from metastep.schedules.scale import RunScale, ScaleRule
@@ -348,38 +348,44 @@ class LearnedLR:
         Args:
             loss: what :meth:`flush` returned; left out: the window is flushed now.
         """
+        factor = self._warmup_and_cooling()
         if loss is None and (loss := self.flush()) is None:
             return None
-        scale = self._scale_of(loss) * self._warmup_and_cooling()
+        scale: float | None
+        if self._calibrator is not None:
+            scale = self._calibrated_scale(self._calibrator, loss)
+        else:
+            scale = self.groups.reference if self._scale is None else self._scale.gamma
+        assert scale is not None
+        alpha: Rate
         if self._on_host:
             alpha, state = self.schedule.query(math.nan if self._ignores_loss else float(loss), self.state)
-            return bounded(alpha * scale, self.min_lr, self.max_lr), state
-        with torch.no_grad():
-            output, state = self._recorded_query(self.schedule, loss, self.state)
-            return bounded(output * scale, self.min_lr, self.max_lr), state
+        else:
+            with torch.no_grad():
+                alpha, state = self._recorded_query(self.schedule, loss, self.state)
+        rate = alpha * (scale * factor)
+        if isinstance(rate, Tensor):
+            return rate.clamp(self.min_lr, self.max_lr), state
+        return min(max(rate, self.min_lr), self.max_lr), state
 
     def query_with_graph(self, loss: Loss, state: State) -> tuple[Tensor, State]:
         """Return a rate that is differentiable with respect to the schedule's weights, from a given state."""
-        alpha, state = self.schedule(loss, state)
-        assert self.scale is not None
-        return cast("Tensor", bounded(alpha * self.scale * self._warmup_and_cooling(), self.min_lr, self.max_lr)), state
-
-    def _scale_of(self, loss: Loss) -> float:
-        if self._calibrator is not None:
-            self.groups.adopt_new_groups()
-            schedule, known = cast("Calibrated", self.schedule), self._calibrator.found.share is not None
-            if known:
-                return self._calibrator.scale(schedule, self.groups.ratios, math.nan)
-            found = self._calibrator.scale(schedule, self.groups.ratios, float(loss))
-            self._note_calibration(math.isfinite(float(loss)))
-            return found
-        scale = self.groups.reference if self._scale is None else self._scale.gamma
+        scale, factor = self.scale, self._warmup_and_cooling()
         assert scale is not None
-        return scale
+        alpha, state = self.schedule(loss, state)
+        rate: Tensor = (alpha * scale * factor).clamp(self.min_lr, self.max_lr)
+        return rate, state
 
-    def _note_calibration(self, observed: bool) -> None:
-        assert self._calibrator is not None
-        found = self._calibrator.found
+    def _calibrated_scale(self, calibrator: Calibrator, loss: Loss) -> float:
+        self.groups.adopt_new_groups()
+        schedule, known = cast("Calibrated", self.schedule), calibrator.found.share is not None
+        if known:
+            return calibrator.scale(schedule, self.groups.ratios, math.nan)
+        found = calibrator.scale(schedule, self.groups.ratios, float(loss))
+        self._note_calibration(calibrator.found, math.isfinite(float(loss)))
+        return found
+
+    def _note_calibration(self, found: Calibration, observed: bool) -> None:
         if found.unit is None or found.share is None:
             text = "no gradient said anything yet: the rate is 0 until one does"
             if any(event == text for _, event in self._history.events):
@@ -424,8 +430,15 @@ class LearnedLR:
             self._warn_of_a_decayed_base()
         if self.steps == self._horizon and self._cooling is None:
             self._warnings.beyond(self._horizon)
-        self.groups.write(rate)
-        self._note_step(rate)
+        groups = self.groups
+        groups.write(rate)
+        written = self.optimizer.param_groups[0]["lr"] if groups.bases else None
+        self._written = written if isinstance(written, float) else None
+        ratio = groups.ratios[0] if groups.ratios else 1.0
+        self._untold.append((self.steps, self._window_mean, rate if ratio == 1.0 else rate * ratio))
+        happened = len(groups.bases) != self._group_count or self._window.ignored_on_host != self._ignored
+        if happened or len(self._untold) == _UNTOLD:
+            self._tell_history()
         if not self._on_host and isinstance(self.state, Tensor):
             self.state.copy_(state)  # in place: a captured CUDA graph goes on from it
         else:
@@ -433,33 +446,23 @@ class LearnedLR:
         self._last_rate = rate
         self.steps += 1
 
-    def _note_step(self, rate: Rate) -> None:
-        """What the history and the warnings need of a step, noted down here: it must cost next to nothing."""
-        groups = self.groups
-        written = self.optimizer.param_groups[0]["lr"] if groups.bases else None
-        self._written = written if isinstance(written, float) else None
-        if len(groups.bases) != self._group_count:
-            ratios = ", ".join(f"{ratio:.3g}" for ratio in groups.ratios[self._group_count :])
-            self._history.note(self.steps, f"parameter groups joined, with {ratios} of the reference group's rate")
-            self._group_count = len(groups.bases)
-        if self._window.ignored_on_host != self._ignored:
-            self._ignored = self._window.ignored_on_host
-            self._history.note_non_finite(self.steps, self._ignored)
-        ratio = groups.ratios[0] if groups.ratios else 1.0
-        self._untold.append((self.steps, self._window_mean, rate if ratio == 1.0 else rate * ratio))
-        if len(self._untold) == _UNTOLD:
-            self._tell_history()
-
     def _tell_history(self) -> None:
         for step, loss, rate in self._untold:
             self._history.add(step, loss, rate)
         self._untold.clear()
+        if (count := len(self.groups.bases)) != self._group_count:
+            ratios = ", ".join(f"{ratio:.3g}" for ratio in self.groups.ratios[self._group_count :])
+            self._history.note(self.steps, f"parameter groups joined, with {ratios} of the reference group's rate")
+            self._group_count = count
+        if self._window.ignored_on_host != self._ignored:
+            self._ignored = self._window.ignored_on_host
+            self._history.note_non_finite(self.steps, self._ignored)
 
     @contextmanager
     def override(self, rate: Rate) -> Iterator[None]:
         """Within, ``optimizer.step()`` uses ``rate`` and does not advance the schedule: a look-ahead."""
         self.groups.write(rate)
-        self._forget_written()
+        self._written = None
         self._overridden = True
         try:
             yield
@@ -469,8 +472,8 @@ class LearnedLR:
     def weights_changed(self) -> None:
         """Told after a meta-update: the schedule has learned over this optimizer's base."""
         if isinstance(self.schedule, LearnedSchedule):
-            self.schedule.weights_changed()
             self.schedule.learned_for(base_name(self.optimizer))
+            self.schedule.weights_changed()
 
     def _warn_of_a_decayed_base(self) -> None:
         self._decayed = False
@@ -479,11 +482,6 @@ class LearnedLR:
             "one; to go on with a run, load the LearnedLR's state_dict beside the optimizer's.",
             stacklevel=2,
         )
-
-    def _forget_written(self) -> None:
-        """The rates may now be anything: a look-ahead, or a checkpoint, has written them."""
-        self._written = None
-        self._warnings.forget()
 
     # ---- the optimizer's side
 
@@ -568,7 +566,8 @@ class LearnedLR:
         self._horizon = horizon_of(self.schedule)
         self._untold.clear()
         self._history.load_state_dict(saved["history"])
-        self._forget_written()
+        self._written = None  # whatever a checkpoint has set
+        self._warnings.forget()
         self._group_count, self._ignored = len(self.groups.bases), self._window.ignored_on_host
         self._sync.restart()
         self._decayed = False

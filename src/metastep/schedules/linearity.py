@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metastep.core.distributed import is_sharded, local
+from metastep.core.distributed import is_sharded, local, local_copies
 from metastep.core.isolation import isolated_rng
 
 #: The probe moves its tensors by about this share of their size, so that rounding does not hide the displacement.
@@ -37,7 +37,7 @@ def check_linear_in_rate(optimizer: Optimizer) -> bool:
     """
     name = type(optimizer).__name__
     chosen = _smallest_of_each_kind(optimizer)
-    before = [local(parameter.detach()).clone() for parameter in chosen]
+    before = local_copies(chosen)
     with isolated_rng(chosen):
         unit, unit_state = _trial(optimizer, chosen, 1.0)
         if not _finite(unit_state):  # squares of huge gradients overflow: no verdict on numbers that are none

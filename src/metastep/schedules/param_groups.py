@@ -151,8 +151,3 @@ class ParamGroups:
         """True if every group's rate is a zero on the host; tensors on an accelerator are not looked at."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return all((lr.device.type == "cpu" if isinstance(lr, Tensor) else True) and lr == 0 for lr in rates)
-
-
-def bounded(rate: float | Tensor, low: float, high: float) -> float | Tensor:
-    """The rate, at least ``low`` and at most ``high``."""
-    return rate.clamp(low, high) if isinstance(rate, Tensor) else min(max(rate, low), high)

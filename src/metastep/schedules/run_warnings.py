@@ -33,7 +33,7 @@ class RunWarnings:
             warnings.warn(text, stacklevel=4)
 
     def forget(self) -> None:
-        """The rates may now be anything: a look-ahead, or a checkpoint, has written them."""
+        """The rates may now be anything: a checkpoint has set them."""
         self._changes = 0
 
     def before_step(self, optimizer: Optimizer, steps: int, *, unknown: bool) -> None:
