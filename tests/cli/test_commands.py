@@ -1,5 +1,6 @@
 """Every command, as it is typed."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,16 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.main import get_command
 
 import metastep as package
+from metastep.cli import display
 from metastep.cli.app import app
+from metastep.cli.compare import usual_schedules
+from metastep.lab.bench.protocols import training
+from metastep.lab.bench.run import Progress
+from metastep.lab.bench.runner import ExperimentProgress
 from metastep.lab.bench.schedules import SCHEDULES
 from metastep.lab.records import read_records
+from metastep.lab.tasks.table import recipe_of
 from metastep.schedules import load_schedule, save_schedule
 
 SMALL = ("--steps", "20", "--set", "train_size=200", "--set", "threads=1")
-COMMANDS = ("train", "meta-train", "compare", "experiment", "report", "inspect", "list")
+COMMANDS = ("train", "meta-train", "compare", "experiment", "report", "inspect", "new", "list")
 
 
 @pytest.mark.parametrize("command", [(), *[(name,) for name in COMMANDS]], ids=str)
@@ -74,8 +82,58 @@ def test_list_names_what_can_be_named(metastep) -> None:
     tables = metastep("list", "--json").json
     assert set(tables) == {"tasks", "schedules", "optimizers", "methods", "experiments", "settings"}
     assert set(tables["schedules"]) == {*SCHEDULES, *package.shipped_schedules()}
-    text = metastep("list").out
+    text = metastep("list", "--all").out
     assert all(name in text for table in tables.values() for name in table)
+
+
+def test_a_list_fits_a_screen(metastep) -> None:
+    tables = metastep("list", "--json").json
+    for kind in ((), *((name,) for name in tables)):
+        lines = metastep("list", *kind).out.splitlines()
+        assert len(lines) <= 26
+        assert all(len(line) <= 80 for line in lines)
+        assert "--all" in lines[-1]
+    tasks = metastep("list", "tasks").out
+    assert all(name.partition("/")[2] in tasks for name in tables["tasks"])
+    every = metastep("list", "tasks", "--all").out
+    assert all(f"  {name} " in every for name in tables["tasks"])
+
+
+def test_the_bar_keeps_loss_and_rate_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(width=80, force_terminal=True, color_system=None, file=io.StringIO())
+    monkeypatch.setattr(display, "_console", screen)
+    progress = Progress(
+        step=123456, total_steps=123456, loss=1234.5678, lr=1.23e-05, valid={"perplexity": 123456.7}, meta_loss=1.5
+    )
+    with display.run_bar(quiet=False) as watch:
+        watch(progress)
+    shown = screen.file.getvalue()
+    assert "loss 1234.5678  rate 1.23e-05" in shown
+    with display.experiment_bar(quiet=False) as watch:
+        watch(
+            ExperimentProgress(
+                label="a/very-long-task " * 5, runs_done=10, runs=20, steps_done=3, steps=9, run=progress
+            )
+        )
+    assert screen.file.getvalue().count("loss 1234.5678  rate 1.23e-05") > shown.count("loss")
+
+
+def test_the_summary_of_a_run_names_schedule_optimizer_and_rates(metastep) -> None:
+    out = metastep("train", "digits/mlp", *SMALL, "--optimizer", "sgd", "--schedule", "linear", "--lr", "0.5").out
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert facts["schedule"].strip() == "linear"
+    assert facts["optimizer"].strip() == "sgd (momentum 0.9, weight_decay 0.0005)"
+    assert facts["rate"].startswith("0.5 first, 0.5 highest, 0.0")
+
+
+@pytest.mark.parametrize(
+    ("momentum", "expected"),
+    [(0.9, "constant,multistep,cosine,calibrated"), (0.0, "constant,multistep,cosine,calibrated,mlrsnet-cifar10")],
+)
+def test_ours_are_among_the_schedules_that_are_compared(momentum: float, expected: str) -> None:
+    base = training(recipe_of("digits/mlp"), schedule="constant", momentum=momentum)
+    assert usual_schedules(base) == expected
+    assert "calibrated" not in usual_schedules(training(recipe_of("digits/mlp"), schedule="constant", optimizer="sps"))
 
 
 def test_a_run_from_the_command_line(metastep, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ FIELD = ("experiment", "field/small")
         ((*FIELD, "--set", "optimizer=adam"), ("optimizer must be left to the methods", "--methods")),
         (("experiment",), ("NAME must be given",)),
         ((*FIELD, "--address", "x:1"), ("address must be given with --engine ray only",)),
-        ((*FIELD, "--engine", "ray", "--gpus-per-run", "-1"), ("gpus_per_run must be > 0, got -1.0",)),
+        ((*FIELD, "--engine", "ray", "--gpus-per-run", "-1"), ("--gpus-per-run must be > 0, got -1.0",)),
         ((*FIELD, "--data", "nowhere"), ("METASTEP_DATA",)),
         ((*FIELD, "--storage", "postgresql://a:secret@127.0.0.1:9/x"), ("storage must be an Optuna storage",)),
         (("compare", "field/small"), ("type: metastep experiment field/small",)),

@@ -15,7 +15,9 @@ def test_an_address_without_a_cluster_is_one_line(metastep, address: str) -> Non
     result = metastep(*EXPERIMENT, "--address", address, "--out", "out")
     assert result.code == 2
     line = result.err.strip().splitlines()[-1]
-    assert line.startswith((f"error: no Ray cluster at '{address}' (", "error: address must be that of a Ray cluster"))
+    assert line.startswith(
+        (f"error: no Ray cluster at '{address}' (", "error: --address must be that of a Ray cluster")
+    )
     assert address in line
     assert "ray start --head" in line
     assert "Traceback" not in result.err

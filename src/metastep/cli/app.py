@@ -1,12 +1,14 @@
 """The application: its commands, and one clear line for every error that a user can cause."""
 
 import os
+import re
 import sys
 from contextlib import suppress
 
 import typer
+from typer.main import get_command
 
-from metastep.cli import compare, experiment, inspect, listing, meta_train, report, train
+from metastep.cli import compare, experiment, inspect, listing, meta_train, new, report, train
 from metastep.cli.options import SETTINGS, Stopped
 
 app = typer.Typer(
@@ -21,6 +23,7 @@ app.command("compare")(compare.compare)
 app.command("experiment")(experiment.experiment)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
+app.command("new")(new.new)
 app.command("list")(listing.listing)
 
 #: What a command line that cannot be read raises; typer does not export its name.
@@ -57,7 +60,9 @@ def main() -> None:
     except _UsageError as error:
         _refuse(error.format_message() + _moved(getattr(error, "option_name", "")))  # type: ignore[attr-defined]
     except (ValueError, OSError, ImportError) as error:
-        _refuse(str(error))
+        if os.environ.get("METASTEP_TRACEBACK") and type(error).__name__ == "OwnCodeError":
+            raise
+        _refuse(_as_typed(str(error)))
     except Exception as error:
         if os.environ.get("METASTEP_TRACEBACK"):
             raise
@@ -74,6 +79,19 @@ def _moved(option: str) -> str:
     """Say where an option is that ``--set`` has taken in."""
     name = option.lstrip("-").replace("-", "_")
     return f" Write --set {name}=VALUE." if name in SETTINGS else ""
+
+
+def _as_typed(message: str) -> str:
+    """Name an argument as it is typed: an error begins with its name, such as ``total_steps must be``."""
+    name, must, rest = message.partition(" must ")
+    typed = {"total_steps": "--steps", "warmup_steps": "--set warmup", **{name: f"--set {name}" for name in SETTINGS}}
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        for option in command.params:
+            if option.param_type_name == "option":
+                typed[option.name] = option.opts[0]
+    if re.fullmatch(r"\w+((?: and | \+ )\w+)*", name):
+        name = re.sub(r"\w+", lambda word: typed.get(word[0], word[0]), name)
+    return name + must + rest
 
 
 def _refuse(message: str) -> None:

@@ -14,6 +14,7 @@ from metastep.lab.bench.torchrun import under_torchrun
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from metastep.lab.bench.config import RunConfig
     from metastep.lab.bench.plan import ExperimentPlan
     from metastep.lab.bench.runner import ExperimentRun
     from metastep.lab.records import Record
@@ -25,9 +26,15 @@ def compare(
     context: typer.Context,
     *,
     task: o.TaskName = None,
+    model: o.Model = None,
     schedules: Annotated[
-        str, typer.Option(help="Comma-separated names or files; label=file names it, file@staircase is its control.")
-    ] = "constant,multistep,cosine",
+        str | None,
+        typer.Option(
+            help="Comma-separated names or files; label=file names it, file@staircase is its control. Default: "
+            "constant, multistep, cosine, calibrated; with plain sgd mlrsnet-cifar10, too.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds 0, 1, ... of every schedule.")] = 3,
     lrs: Annotated[
         str | None,
@@ -53,13 +60,15 @@ def compare(
 
     refuse_torchrun("compare")
     if resume is not None:
-        o.refuse_beside_resume(context, "workers")
+        o.refuse_beside_resume(context, "workers", "task", "model", "data_dir")
         experiment = ExperimentRun.resume(resume)
+        refuse_unnamed_code(experiment, task, model, run.data_dir)
     else:
-        recipe = recipe_of(_known_task(task))
+        recipe = recipe_of(o.require_task(task, model), run.data_dir)
+        base = training(recipe, schedule="constant", learns=True, **run.given())
         plan = ExperimentPlan.comparison(
-            training(recipe, schedule="constant", learns=True, **run.given()),
-            split_schedules(schedules),
+            base,
+            split_schedules(usual_schedules(base) if schedules is None else schedules),
             seeds=seeds,
             lrs=(recipe.learning_rate,) if lrs is None else _rates(lrs),
         )
@@ -74,7 +83,7 @@ def execute_and_show(experiment: ExperimentRun, executor: Executor, command: str
     from metastep.lab.runtime.stop_signals import StopSignal
 
     folder = experiment.folder
-    resume = o.resume_command(command, folder)
+    resume = o.resume_command(command, folder, experiment.plan.bases.values())
     with o.says_how_to_resume(resume, folder), experiment_bar(quiet=json) as watch, StopSignal(stop_notice) as stop:
         records = experiment.execute(executor, should_stop=stop, on_progress=watch)
     if records is None:
@@ -82,6 +91,24 @@ def execute_and_show(experiment: ExperimentRun, executor: Executor, command: str
     if experiment.plan.candidates:
         write_atomically(folder / "notes.txt", "\n".join(_notes(experiment.plan, records)) + "\n")
     show_report(folder, experiment.plan.title, json=json)
+
+
+def usual_schedules(base: RunConfig) -> str:
+    """The schedules that are compared if none are named: the common ones, and ours that suit the optimizer."""
+    from metastep.lab.bench.optimizers import usual_schedule
+
+    names = ["constant", "multistep", "cosine"]
+    if usual_schedule(base.optimizer) == "calibrated":
+        names.append("calibrated")
+    if base.optimizer == "sgd" and not base.optimizer_options.get("momentum"):
+        names.append("mlrsnet-cifar10")
+    return ",".join(names)
+
+
+def refuse_unnamed_code(experiment: ExperimentRun, *named: str | None) -> None:
+    """Raise a ValueError if the runs of a folder need code that was not named on the command line."""
+    configs = experiment.plan.bases.values()
+    o.refuse_unnamed_code(o.resume_command("compare", experiment.folder, configs), configs, *named)
 
 
 def refuse_torchrun(command: str) -> None:
@@ -92,24 +119,6 @@ def refuse_torchrun(command: str) -> None:
     """
     if under_torchrun():
         raise ValueError(f"{command} must be started without torchrun; it starts processes of its own: --workers N.")
-
-
-def _known_task(name: str | None) -> str:
-    """The name of a task.
-
-    Raises:
-        ValueError: if it is none: the name of an experiment, or of nothing, with the nearest.
-    """
-    from metastep.lab.bench.experiments import EXPERIMENTS
-    from metastep.lab.bench.names import unknown_name
-    from metastep.lab.tasks import task_names
-
-    task = o.require_task(name)
-    if task in EXPERIMENTS:
-        raise ValueError(f"TASK must be a task, got the experiment {task}; type: metastep experiment {task}")
-    if task not in task_names():
-        raise unknown_name("TASK", task, [*task_names(), *EXPERIMENTS])
-    return task
 
 
 def _rates(text: str) -> tuple[float, ...]:

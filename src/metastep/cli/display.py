@@ -42,14 +42,15 @@ def stop_notice() -> None:
 
 
 @contextmanager
-def run_bar(title: str, *, quiet: bool) -> Iterator[Callable[[RunProgress], None]]:
+def run_bar(*, quiet: bool) -> Iterator[Callable[[RunProgress], None]]:
     """A bar with loss, rate, accuracy and the time left; give what it yields to a run."""
     with _started_late(_bar(quiet)) as (bar, start):
-        line = bar.add_task(escape(title), total=None, numbers="")
+        line = bar.add_task("", total=None, numbers="")
 
         def watch(progress: RunProgress) -> None:
             start()
-            bar.update(line, completed=progress.step, total=progress.total_steps, numbers=_numbers(progress))
+            step, total = progress.step, progress.total_steps
+            bar.update(line, completed=step, total=total, description=f"{step}/{total}", numbers=_numbers(progress))
 
         yield watch
 
@@ -63,19 +64,22 @@ def experiment_bar(*, quiet: bool) -> Iterator[Callable[[ExperimentProgress], No
         def watch(progress: ExperimentProgress) -> None:
             start()
             runs = f"{progress.runs_done}/{progress.runs} runs"
-            numbers = f"{progress.label}  {'' if progress.run is None else _numbers(progress.run)}"
+            numbers = "" if progress.run is None else f"{_numbers(progress.run)}  "
             bar.update(
-                line, completed=progress.steps_done, total=progress.steps, description=runs, numbers=escape(numbers)
+                line,
+                completed=progress.steps_done,
+                total=progress.steps,
+                description=runs,
+                numbers=escape(numbers + progress.label),
             )
 
         yield watch
 
 
 def _bar(quiet: bool) -> Progress:
-    return Progress(
+    return Progress(  # what is cut on a narrow screen is the end of the longest column, the numbers
         TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.percentage:>3.0f} %"),
+        BarColumn(bar_width=10),
         TimeRemainingColumn(),
         TextColumn("left  {task.fields[numbers]}"),
         console=_console,

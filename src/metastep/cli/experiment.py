@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from metastep.cli import options as o
-from metastep.cli.compare import execute_and_show, refuse_torchrun
+from metastep.cli.compare import execute_and_show, refuse_torchrun, refuse_unnamed_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +77,7 @@ def experiment(
         allowed = ("workers", "storage", "engine", "address", "gpus_per_run", "methods")
         o.refuse_beside_resume(context, *allowed)
         running = ExperimentRun.resume(resume, storage=storage, methods=_names(methods or ""))
+        refuse_unnamed_code(running)
     else:
         if name is None:
             raise ValueError("NAME must be given (or --resume FOLDER); see `metastep list experiments`.")

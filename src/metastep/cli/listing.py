@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from shutil import get_terminal_size
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -10,11 +12,18 @@ from rich.table import Table
 from metastep.cli import options as o
 from metastep.cli.display import say, show
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Longer lists are shown as names alone, by what stands before the slash; a group of more letters is cut.
+_LINES, _LETTERS = 18, 100
+
 
 def listing(
     kind: Annotated[
         str | None, typer.Argument(help="Only tasks, schedules, optimizers, methods, experiments or settings.")
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every name, with what it is.")] = False,
     json: o.Json = False,
 ) -> None:
     """List what can be named: tasks, schedules, optimizers, methods, experiments, and the settings for --set."""
@@ -43,11 +52,44 @@ def listing(
         tables = {kind: tables[kind]}
     if json:
         o.print_json(tables)
-        return
-    for title, entries in tables.items():
-        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-        table.add_column(no_wrap=True)
-        for name, summary in entries.items():
-            table.add_row(f"  [bold]{name}[/bold]", summary)
-        show(table)
-        say("")
+    elif kind is None and not everything:
+        show(_rows(((title, f"{len(each)}: {', '.join(each)}") for title, each in tables.items()), whole=False))
+        say("\nOne kind: metastep list tasks. With what each is: metastep list tasks --all.")
+    else:
+        for title, entries in tables.items():
+            say(title)
+            if everything:
+                show(_rows(entries.items()))
+            elif len(entries) <= _LINES:
+                show(_rows(entries.items(), whole=False))
+            else:
+                show(_rows(_by_group(entries)))
+            if not everything:
+                say(f"\nWith what each is: metastep list {title} --all.")
+
+
+def _rows(entries: Iterable[tuple[str, str]], *, whole: bool = True) -> Table:
+    """Names and what they are; each on one line, cut at the end of the screen, unless ``whole``."""
+    rows = list(entries)
+    room = get_terminal_size().columns - max(len(name) for name, _ in rows) - 4
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    for name, text in rows:
+        table.add_row(f"  [bold]{name}[/bold]", text if whole else shorten(text, max(room, 20), placeholder=" ..."))
+    return table
+
+
+def _by_group(entries: Iterable[str]) -> list[tuple[str, str]]:
+    """Names by what stands before their slash; those without one last."""
+    groups: dict[str, list[str]] = {}
+    for name in entries:
+        group, slash, rest = name.partition("/")
+        groups.setdefault(group + slash if slash else "", []).append(rest if slash else group)
+    alone = [("", ", ".join(groups.pop("")))] if "" in groups else []
+    return [*((group, _some(names)) for group, names in groups.items()), *alone]
+
+
+def _some(names: list[str]) -> str:
+    """Give all names if they are short, or else the first, and how many there are."""
+    text = ", ".join(names)
+    return text if len(text) <= _LETTERS else f"{', '.join(names[:3])}, ... {len(names)} in all"

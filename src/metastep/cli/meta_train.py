@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 Tasks = Annotated[
     list[str] | None,
-    typer.Argument(help="Tasks, such as digits/mlp; see `metastep list`. Of several, all learn one schedule."),
+    typer.Argument(
+        help="Tasks, such as digits/mlp, or a model of your own, module:function. Several learn one schedule."
+    ),
 ]
 
 
@@ -50,25 +52,30 @@ def meta_train(
     With several tasks each has a process of its own, or a rank of torchrun, and trains its own network; all learn one
     schedule from the mean of their meta-gradients.
     """
+    from metastep.lab.bench.shared_run import check_alike, read_tasks
+
     if resume is not None:
-        o.refuse_beside_resume(context)
+        o.refuse_beside_resume(context, "tasks", "data_dir")
+        named = (*(tasks or ()), run.data_dir)
         if (resume / "tasks.json").is_file():
+            configs = [config for _, config in read_tasks(resume)]
+            o.refuse_unnamed_code(o.resume_command("meta-train", resume, configs), configs, *named)
             _train_tasks(resume, json)
         else:
             _refuse_one_of_several(resume)
-            execute_run(None, resume, json, "meta-train")
+            execute_run(None, resume, json, "meta-train", named)
         return
     from metastep.lab.bench.protocols import meta_training
     from metastep.lab.tasks.table import recipe_of
 
-    recipes = [recipe_of(o.require_task(task)) for task in tasks or (None,)]
+    recipes = [recipe_of(o.require_task(task), run.data_dir) for task in tasks or (None,)]
     meta = {"every": every, "meta_lr": meta_lr, "hidden_size": hidden_size, "num_layers": num_layers}
     configs = [meta_training(recipe, seed=seed + k, meta=meta, **run.given()) for k, recipe in enumerate(recipes)]
     if len(configs) == 1:
         execute_run(configs[0], o.new_folder(out, f"{recipes[0].name}-meta"), json, "meta-train")
         return
-    from metastep.lab.bench.shared_run import check_alike
-
+    if any(config.code for config in configs):
+        raise ValueError(f"TASK must be one alone where it is a model of your own, got {len(configs)} tasks.")
     check_alike(configs)
     _train_tasks(o.new_folder(out, f"{len(configs)}-tasks-meta"), json, configs)
 
@@ -94,7 +101,7 @@ def _train_tasks(folder: Path, json: bool, configs: Sequence[RunConfig] = ()) ->
         ranks = local_ranks(count, _other_rank, folder, configs, threads)
     with (
         ranks,
-        run_bar(folder.name, quiet=json or not first) as watch,
+        run_bar(quiet=json or not first) as watch,
         StopSignal(stop_notice if first else None) as stop,
         o.says_how_to_resume(resume, folder),
     ):

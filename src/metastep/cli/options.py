@@ -10,20 +10,35 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from metastep.lab.bench.torchrun import is_rank_zero, restarted, under_torchrun
 
+if TYPE_CHECKING:
+    from metastep.lab.bench.config import RunConfig
+
 TaskName = Annotated[
     str | None, typer.Argument(help="A task, such as digits/mlp; see `metastep list`.", metavar="TASK")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A model of your own instead of TASK: module:function, where function returns a torch.nn.Module.",
+        metavar="MODULE:FUNCTION",
+    ),
 ]
 Lr = Annotated[float | None, typer.Option(help="Base rate; schedules that scale themselves do not read it.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: a new one under runs/.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with what lies in this folder, bit for bit.")]
 DataFolder = Annotated[
-    str | None, typer.Option("--data", help="Folder of the data; default: METASTEP_DATA, ./data, ../shared/data.")
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Folder of the data; default: METASTEP_DATA, ./data, ../shared/data. With --model also module:function.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")]
 Workers = Annotated[int, typer.Option(help="Processes; each takes a run at a time.")]
@@ -162,9 +177,43 @@ class Stopped(Exception):
         self.code = code
 
 
-def resume_command(command: str, folder: Path) -> str:
-    """What to type to go on."""
-    return f"metastep {command} --resume {shlex.quote(str(folder))}"
+def resume_command(command: str, folder: Path, configs: Iterable[RunConfig] = ()) -> str:
+    """What to type to go on with runs of these configurations."""
+    from metastep.lab.tasks.own_model import code_of
+
+    flag, code = "" if command == "meta-train" else "--model ", ""
+    for config in configs:
+        if code_of(config.task, config.data_dir):
+            code = f" {flag}{shlex.quote(config.task)} --data {shlex.quote(str(config.data_dir))}"
+    return f"metastep {command} --resume {shlex.quote(str(folder))}{code}"
+
+
+def refuse_unnamed_code(resume: str, configs: Iterable[RunConfig], *named: str | None, ended: bool = False) -> None:
+    """Import no code that only a file names: the folder may be someone else's.
+
+    Args:
+        resume: what to type to go on, with the code.
+        configs: of the runs.
+        named: what was named on the command line.
+        ended: whether nothing is left to run.
+
+    Raises:
+        ValueError: if other code, or none, was named.
+    """
+    from metastep.lab.tasks.own_model import code_of
+
+    configs = list(configs)
+    wanted = {name for config in configs for name in code_of(config.task, config.data_dir)}
+    if not ended and wanted - set(named):
+        raise ValueError(
+            f"the folder names code, {' and '.join(sorted(wanted))}; it is run only if you name it, too, as a folder "
+            f"may be someone else's. Type: {resume}"
+        )
+    known = {name for config in configs if wanted for name in (config.task, config.data_dir)}
+    if other := {name for name in named if name is not None} - known:
+        raise ValueError(
+            f"resume must be given without {', '.join(sorted(other))}; the folder holds its own task and data."
+        )
 
 
 @contextmanager
@@ -196,14 +245,31 @@ def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:
         )
 
 
-def require_task(task: str | None) -> str:
-    """The task's name.
+def require_task(task: str | None, model: str | None = None) -> str:
+    """The name of the task: one of the package, or a model of the user's own.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it is unknown: the name of an experiment, or of nothing, with the nearest.
     """
+    from metastep.lab.bench.experiments import EXPERIMENTS
+    from metastep.lab.bench.names import unknown_name
+    from metastep.lab.tasks import task_names
+    from metastep.lab.tasks.own_model import is_code
+
+    if model is not None:
+        if task is not None:
+            raise ValueError(f"TASK must not be given with --model, got {task}; the model is the task.")
+        if not is_code(model):
+            raise ValueError(
+                f"model must be module:function, got {model!r}; write --model net:make for the function make in net.py."
+            )
+        return model
     if task is None:
-        raise ValueError("TASK must be given (or --resume FOLDER); see `metastep list`.")
+        raise ValueError("TASK must be given (or --model MODULE:FUNCTION, or --resume FOLDER); see `metastep list`.")
+    if task in EXPERIMENTS:
+        raise ValueError(f"TASK must be a task, got the experiment {task}; type: metastep experiment {task}")
+    if task not in task_names() and not is_code(task):
+        raise unknown_name("TASK", task, [*task_names(), *EXPERIMENTS])
     return task
 
 
@@ -222,7 +288,7 @@ def new_folder(out: Path | None, what: str) -> Path:
             return out
     if out is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{stamp}-{what.replace('/', '-')}"
+        name = f"{stamp}-{what.replace('/', '-').replace(':', '-')}"
         taken = sum(1 for _ in Path("runs").glob(f"{name}*"))
         return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
     kinds = {

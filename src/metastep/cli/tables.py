@@ -19,14 +19,21 @@ if TYPE_CHECKING:
 def run_summary(record: Record) -> Table:
     """One run's outcome."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    options = ", ".join(f"{name} {value}" for name, value in record.settings.get("optimizer_options", {}).items())
     rows = {
         "status": record.status,
+        "schedule": record.schedule,
+        "optimizer": f"{record.optimizer}{f' ({options})' if options else ''}",
         **{f"test {name}": f"{value:.4f}" for name, value in record.final.items() if value is not None},
         "steps": str(record.train["step"][-1] if record.train["step"] else 0),
         "training": f"{record.train_seconds:.1f} s (evaluation {record.eval_seconds:.1f} s)",
     }
+    if record.peak_rate is not None:
+        rows["rate"] = (
+            f"{record.train['lr'][0]:.3g} first, {record.peak_rate:.3g} highest, {record.train['lr'][-1]:.3g} last"
+        )
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     return table
 
 

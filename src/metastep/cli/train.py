@@ -20,6 +20,7 @@ def train(
     context: typer.Context,
     *,
     task: o.TaskName = None,
+    model: o.Model = None,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -44,15 +45,15 @@ def train(
     goes on bit for bit.
     """
     if resume is not None:
-        o.refuse_beside_resume(context)
-        execute_run(None, resume, json, "train")
+        o.refuse_beside_resume(context, "task", "model", "data_dir")
+        execute_run(None, resume, json, "train", named=(task, model, run.data_dir))
         return
     from metastep.lab.bench.optimizers import usual_schedule
     from metastep.lab.bench.protocols import training
     from metastep.lab.bench.schedules import SCHEDULES, make_schedule, refuse_another_base
     from metastep.lab.tasks.table import recipe_of
 
-    recipe = recipe_of(o.require_task(task))
+    recipe = recipe_of(o.require_task(task, model), run.data_dir)
     schedule = schedule or usual_schedule(run.optimizer or recipe.optimizer)
     made, _ = make_schedule(schedule, 1000, text=recipe.kind == "language")  # a wrong name is said before data are read
     learns = schedule in SCHEDULES and SCHEDULES[schedule].learns
@@ -62,25 +63,29 @@ def train(
     execute_run(config, o.new_folder(out, f"{recipe.name}-{Path(schedule).stem}"), json, "train")
 
 
-def execute_run(config: RunConfig | None, folder: Path, json: bool, command: str) -> None:
-    """Run a new configuration in a folder; None resumes the run in it."""
+def execute_run(
+    config: RunConfig | None, folder: Path, json: bool, command: str, named: tuple[str | None, ...] = ()
+) -> None:
+    """Run a new configuration in a folder; None resumes the run in it, of which the code must be named."""
     from metastep.lab.bench.config import read_config
     from metastep.lab.bench.run import Run
     from metastep.lab.bench.torchrun import is_rank_zero, process_group
     from metastep.lab.records import read_record
     from metastep.lab.runtime.stop_signals import StopSignal
 
-    resume = o.resume_command(command, folder)
-    record = None
+    record, begun = None, config is None
     if config is None:
         config = read_config(folder)
         if (path := folder / "record.json").is_file():
             record = read_record(path)
+    resume = o.resume_command(command, folder, [config])
+    if begun:
+        o.refuse_unnamed_code(resume, [config], *named, ended=record is not None)
     first = is_rank_zero()
     if record is None:
         with (
             process_group(config.device),
-            run_bar(folder.name, quiet=json or not first) as watch,
+            run_bar(quiet=json or not first) as watch,
             StopSignal(stop_notice if first else None) as stop,
         ):
             run = Run(config, folder, should_stop=stop, on_progress=watch, on_note=note if first else None)

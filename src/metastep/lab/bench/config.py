@@ -60,7 +60,7 @@ class RunConfig:
     """One run: a task, a schedule, an optimizer, a seed, and how often to look.
 
     Args:
-        task: name of a task.
+        task: name of a task, or a model of the user's own, ``package.module:function``.
         schedule: a name or files, see :func:`metastep.lab.bench.schedules.make_schedule`.
         seed: of the weights, the data order and dropout, >= 0.
         optimizer: name of the base optimizer.
@@ -76,7 +76,8 @@ class RunConfig:
         outer_valid: examples held out for curves and selection; None: the task's default.
         noise: "uniform" or "flip" label noise; None: clean labels.
         noise_rate: share of wrong labels, in [0, 1]; without noise 0.
-        data_dir: folder of the data; None: looked for.
+        data_dir: folder of the data; None: looked for. With a model of the user's own also ``package.module:function``.
+        code: of each piece of the user's own code, the file and its digest when the run was begun.
         device: where to train.
         threads: CPU threads, at most 4096; None leaves torch's choice.
         log_every: steps between entries of the training curve, >= 1.
@@ -104,6 +105,7 @@ class RunConfig:
     noise: str | None = None
     noise_rate: float = 0.0
     data_dir: str | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     threads: int | None = None
     log_every: int = 10

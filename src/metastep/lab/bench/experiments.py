@@ -52,7 +52,7 @@ class Workload:
         settings = {**self.settings, **given}
         if "steps" in given or "epochs" in given:
             settings = {name: value for name, value in settings.items() if name in given or name not in _LENGTH}
-        config = training(recipe_of(self.task), schedule="constant", **settings)
+        config = training(recipe_of(self.task, settings.get("data_dir")), schedule="constant", **settings)
         total = config.total_steps
         every: dict[str, Any] = {"log_every": math.ceil(total / ENTRIES), "eval_every": math.ceil(total / EVALUATIONS)}
         return replace(config, **{name: steps for name, steps in every.items() if name not in settings})

@@ -326,7 +326,7 @@ def _failed(base: RunConfig, about: Mapping[str, Any], error: str) -> Record:
         error=error,
         train={},
         valid={},
-        final={"loss": None, METRICS[recipe_of(base.task).kind]: None},
+        final={"loss": None, METRICS[recipe_of(base.task, base.data_dir).kind]: None},
         train_seconds=0.0,
         eval_seconds=0.0,
         settings={},

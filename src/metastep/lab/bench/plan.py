@@ -191,7 +191,7 @@ class ExperimentPlan:
         _check_rates(lrs)
         if not schedules:
             raise ValueError("schedules must name at least one schedule, got none.")
-        text = recipe_of(base.task).kind == "language"
+        text = recipe_of(base.task, base.data_dir).kind == "language"
         candidates = tuple(
             Candidate(label=label, schedule=schedule, reads_lr=make_schedule(schedule, 1000, text=text)[0].relative)
             for label, schedule in schedules

@@ -8,6 +8,7 @@ from typing import Any
 from metastep.lab.bench.config import MetaConfig, RunConfig
 from metastep.lab.bench.optimizers import base_of
 from metastep.lab.tasks import LabelNoise, Task, load_task
+from metastep.lab.tasks.own_model import code_digests, code_of
 from metastep.lab.tasks.task import Recipe
 
 
@@ -75,6 +76,7 @@ def training(
         "total_steps": recipe.total_steps if steps is None else steps,
         **given,
     }
+    values["code"] = code_digests(code_of(recipe.name, values.get("data_dir")))
     config = RunConfig(task=recipe.name, schedule=schedule, optimizer=optimizer, optimizer_options=options, **values)
     if epochs is not None:
         config = replace(config, total_steps=_steps_of(epochs, config))

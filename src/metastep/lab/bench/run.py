@@ -27,6 +27,7 @@ from metastep.lab.runtime.folder import CheckpointError, Folder, LogMark, state_
 from metastep.lab.runtime.provenance import provenance
 from metastep.lab.runtime.stop_signals import never
 from metastep.lab.tasks import Task
+from metastep.lab.tasks.own_model import code_digests
 from metastep.optim.hyper import HyperOptimizer
 from metastep.schedules import LearnedLR, MLRSNet, Schedule, load_schedule, save_schedule
 
@@ -139,6 +140,10 @@ class Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.task = load_run_task(config) if task is None else task
+        if config.code and self._writes and config.code != code_digests(config.code):
+            self._note(
+                f"the code of {', '.join(config.code)} has changed since the run began; it goes on with the new."
+            )
         self._folder = Folder(folder)
         fresh = not (begun and self._folder.checkpoint.exists())
         self.trainer = make_trainer(config, self.task, schedule_file=self._schedule_file, fresh=fresh)

@@ -215,7 +215,7 @@ class ExperimentRun:
             file = self.schedule_file(candidate.label)
             if file is not None and not file.is_file():
                 (base,) = self.plan.bases.values()
-                text = recipe_of(base.task).kind == "language"
+                text = recipe_of(base.task, base.data_dir).kind == "language"
                 save_schedule(make_schedule(candidate.schedule, base.total_steps, text=text)[0], file)
 
     def schedule_file(self, method: str) -> Path | None:

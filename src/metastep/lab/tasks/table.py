@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from metastep.lab.tasks.own_model import is_code, own_recipe
 from metastep.lab.tasks.splits import DataOptions, LabelNoise
 from metastep.lab.tasks.task import METRICS, Recipe, Task
 
@@ -56,12 +57,21 @@ def describe_tasks() -> dict[str, str]:
     return {name: recipe.summary for name, recipe in RECIPES.items()}
 
 
-def recipe_of(name: str) -> Recipe:
+def recipe_of(name: str, data_dir: Path | str | None = None) -> Recipe:
     """Give what is known of a task before its data are read.
+
+    Args:
+        name: One of `task_names()`, or a model of the user's own, ``package.module:function``.
+        data_dir: The data of such a model, see `own_recipe`.
 
     Raises:
         ValueError: If the name is unknown; the message has the nearest names.
     """
+    data = None if data_dir is None else str(data_dir)
+    if is_code(name):
+        return own_recipe(name, data)
+    if is_code(data):
+        raise ValueError(f"data_dir must be a folder or a file for {name}, got the code {data}; give it with --model.")
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(RECIPES)}."
@@ -84,7 +94,7 @@ def load_task(
     same examples. The held-out splits are class-balanced.
 
     Args:
-        name: One of `task_names()`.
+        name: One of `task_names()`, or a model of your own, ``package.module:function``.
         data_dir: Folder that holds the data; None: METASTEP_DATA, or ./data, or ../shared/data.
         label_noise: Wrong labels in the training split, for classification; None: the task's own, mostly none.
         inner_valid: Examples (tokens) held out for meta-gradients; None: the task's default.
@@ -100,7 +110,7 @@ def load_task(
         >>> load_task("digits/mlp", inner_valid=100).splits
         {'train': 1100, 'inner_valid': 100, 'outer_valid': 200, 'test': 397}
     """
-    recipe = recipe_of(name)
+    recipe = recipe_of(name, data_dir)
     if label_noise is not None and recipe.kind != "classification":
         what = "text has no labels" if recipe.kind == "language" else "it predicts numbers and has no labels"
         raise ValueError(f"label_noise must be None for {name}, got {label_noise}; {what}.")
