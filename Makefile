@@ -67,8 +67,9 @@ docs: $(READY)  ## build the documentation into site/, strictly; ARGS=--without-
 bench: $(READY)  ## run every benchmark
 	@set -e; for file in $(BENCHES) $(ON_CPU); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
-bench-gpu: $(READY)  ## run the tests marked gpu, then every benchmark on a CUDA device
+bench-gpu: $(READY)  ## run the tests marked gpu, the evidence of a GPU, then every benchmark on a CUDA device
 	$(BIN)/python -m pytest -m gpu
+	PYTHON=$(BIN)/python bash benchmarks/gpu_evidence.sh
 	@set -e; for file in $(BENCHES); do echo "== $$file"; $(BIN)/python $$file --device cuda $(ARGS); done
 
 pages: $(READY)  ## make the report pages of results/ from their records, into pages/
