@@ -178,3 +178,41 @@ def schedule_free_plus(theta, lr=1.0, decay=0.0, beta=0.9, most=0.965, anneal=0,
             c = t**r * largest**2 / weights
         x = (1 - c) * x + c * z
         y = b * x + (1 - b) * z
+
+
+def metaoptimize(theta, lr=1e-3, eta=1e-3, gamma=0.9999, weight_decay=0.0, b=0.99, c=0.9):
+    alpha, h, mean, adam, rate = lr, torch.zeros_like(theta), 0.0, Adam(theta), 0.0
+    while True:
+        _, g = yield theta, rate
+        rate, signal = alpha, float(h @ g)
+        u = adam(g)
+        root = (adam.v / (1 - adam.beta2**adam.t)).sqrt() + 1e-8
+        theta = theta - alpha * (u + weight_decay * theta)
+        h = gamma * (1 - alpha * weight_decay) * h + alpha * g / root
+        mean = b * mean + (1 - b) * signal
+        towards = c * mean + (1 - c) * signal
+        alpha = alpha * math.exp(eta * ((towards > 0) - (towards < 0)))
+
+
+def salsa_rates(theta, loss_at, p_value, lr=1.0, decay=0.0, c=0.05, n=256, keep=8, least=1000, every=100):
+    """The rates of the search alone, with gradient descent's steps: ``p_value(x, y)`` is that of a falling line."""
+    alpha, losses, searching, t = lr, [], True, 0
+
+    def at(x, step):
+        return loss_at(x, step) + decay / 2 * float(x @ x)
+
+    while True:
+        step, g = yield theta, alpha
+        t, g = t + 1, g + decay * theta
+        if searching:
+            losses.append(at(theta, step))
+            eta = 2 * alpha
+            for _ in range(2):
+                if at(theta - eta * g, step) <= losses[-1] - c * eta * float(g @ g):
+                    break
+                eta /= 2
+            alpha = (1 - n**-0.5) * alpha + n**-0.5 * eta
+            kept = losses[len(losses) - len(losses) // keep :]
+            if t % every == 0 and len(kept) > least:
+                searching = p_value(range(len(kept)), kept) < 0.05
+        theta = theta - alpha * g

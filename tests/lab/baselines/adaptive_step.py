@@ -16,6 +16,8 @@ CHOSEN = {
     "Armijo": (ours.Armijo, {"steps_per_epoch": 5}),
     "Armijo-goldstein": (ours.Armijo, {"condition": "goldstein", "lr": 0.01}),
     "GeN": (ours.GeN, {"lr": 3e-3, "every": 2}),
+    "SALSA": (ours.SALSA, {"lr": 0.1, "keep": 1, "min_samples": 4, "test_every": 2, "steps_per_epoch": 5}),
+    "MetaOptimize": (ours.MetaOptimize, {"lr": 3e-3, "hyper_lr": 0.01}),
     "SASA": (ours.SASA, {"lr": 0.1, "nu": 0.7, "keep": 1, "min_samples": 4, "warmup": 3, "test_every": 2}),
     "RTHO": (ours.ForwardMode, {"lr": 0.05, "hyper_lr": 1e-4, "momentum": 0.5}),
     "MARTHE": (ours.ForwardMode, {"base": "adamw", "mu": "auto", "hyper_lr": 1e-5}),

@@ -7,7 +7,7 @@ from tests.optim.models import batch, flat, loss_of, network
 from tests.oracles import baseline_references as references
 from torch.func import functional_call
 
-from metastep.lab.baselines import DFW, L4, SASA, SPS, Armijo, GeN, Mechanic, ScheduleFreePlus
+from metastep.lab.baselines import DFW, L4, SALSA, SASA, SPS, Armijo, GeN, Mechanic, MetaOptimize, ScheduleFreePlus
 from metastep.lab.baselines.sasa import half_width, t_cumulative, t_quantile
 
 
@@ -123,6 +123,37 @@ def test_schedule_free_plus_is_its_reference(arguments):
     reference = references.schedule_free_plus(flat(model.parameters()), **given)
     rates = compare(ScheduleFreePlus(model.parameters(), **arguments), model, reference)
     assert len(set(rates)) == 25
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lr": 0.1, "weight_decay": 0.1}, {"hyper_lr": 0.1, "gamma": 0.9}])
+def test_metaoptimize_is_its_reference(arguments):
+    model = network()
+    given = {{"hyper_lr": "eta"}.get(name, name): value for name, value in arguments.items()}
+    reference = references.metaoptimize(flat(model.parameters()), **given)
+    rates = compare(MetaOptimize(model.parameters(), **arguments), model, reference)
+    assert len(set(rates)) > 3
+
+
+@pytest.mark.parametrize(("lr", "weight_decay"), [(0.01, 0.0), (20.0, 0.1)])
+def test_the_search_of_salsa_is_its_reference_and_ends_where_losses_no_longer_fall(lr, weight_decay):
+    model = network()
+
+    def p_value(x, y):
+        return stats.linregress(x, y, alternative="less").pvalue
+
+    given = {"lr": lr, "keep": 2, "c": 0.1}
+    reference = references.salsa_rates(
+        flat(model.parameters()), functional_loss(model), p_value, decay=weight_decay, n=5, least=5, every=3, **given
+    )
+    optimizer = SALSA(
+        model.parameters(), steps_per_epoch=5, momentum=0.0, min_samples=5, test_every=3, weight_decay=weight_decay,
+        drop=1 + 1e-14, **given
+    )  # fmt: skip
+    rates = compare(optimizer, model, reference, steps=60, sent="step", rel=1e-8)
+    assert optimizer.param_groups[0]["switched"]
+    assert len(set(rates)) > 8
+    assert rates[-1] == pytest.approx(rates[-2])
+    assert rates[-1] > lr if lr < 1 else rates[-1] < lr
 
 
 @pytest.mark.parametrize("variance", ["batch_means", "iid"])

@@ -46,6 +46,8 @@ BASELINES: dict[str, Baseline] = {
     "dfw": Baseline("dfw.DFW"),
     "armijo": Baseline("armijo.Armijo"),
     "sasa": Baseline("sasa.SASA"),
+    "salsa": Baseline("salsa.SALSA"),
+    "metaoptimize": Baseline("metaoptimize.MetaOptimize"),
     "mechanic": Baseline("mechanic.Mechanic"),
     "gen": Baseline("gen.GeN"),
     "schedule-free-plus": Baseline("schedule_free_plus.ScheduleFreePlus"),

@@ -246,10 +246,10 @@ def corrected_means(
     return list(torch._foreach_div(means, [1 - beta ** state[STEP] for state in states]))
 
 
-def adam_directions(
+def adam_moments(
     states: Sequence[dict[str, Any]], gradients: Sequence[Tensor], betas: tuple[float, float], eps: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Advance Adam's moments; give the corrected means of the gradients, and Adam's directions.
+    """Advance Adam's moments; give the corrected means of the gradients, and by what Adam divides them.
 
     Args:
         states: of :attr:`torch.optim.Optimizer.state`, one a gradient.
@@ -267,4 +267,11 @@ def adam_directions(
     roots = torch._foreach_sqrt(second)
     torch._foreach_div_(roots, [math.sqrt(1 - betas[1] ** state[STEP]) for state in states])
     torch._foreach_add_(roots, eps)
-    return means, list(torch._foreach_div(means, roots))
+    return means, list(roots)
+
+
+def adam_directions(
+    states: Sequence[dict[str, Any]], gradients: Sequence[Tensor], betas: tuple[float, float], eps: float
+) -> list[Tensor]:
+    """Advance Adam's moments and give its directions; see :func:`adam_moments`."""
+    return list(torch._foreach_div(*adam_moments(states, gradients, betas, eps)))

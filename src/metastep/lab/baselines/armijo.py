@@ -157,15 +157,15 @@ class Armijo(AdaptiveStepOptimizer):
         if not all_finite(before, square):
             self.reject()
         elif square >= _STILL**2:
-            _Search(self.param_groups[0], works, before).run(lambda: host_number(loss_here()))
+            TrialSteps(self.param_groups[0], works, before).run(lambda: host_number(loss_here()))
         else:
             for group, _, _ in works:
                 group[APPLIED] = 0.0
         return loss
 
 
-class _Search:
-    """One search: trial steps from where the parameters are, which stay at the rate found.
+class TrialSteps:
+    """The trials of one step: from where the parameters are, which stay at the rate found.
 
     Args:
         first: The group whose arguments count.

@@ -132,7 +132,7 @@ class GeN(AdaptiveStepOptimizer):
             return loss
         first, moves = self.param_groups[0], []
         for group, parameters, own in works:
-            directions = adam_directions([self.state[p] for p in parameters], own, group["betas"], group["eps"])[1]
+            directions = adam_directions([self.state[p] for p in parameters], own, group["betas"], group["eps"])
             if group["weight_decay"]:
                 torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
             moves.append((group, parameters, [p.clone() for p in parameters], directions))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from metastep.core.inner import inner_product
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
     FIRST,
     LossStepOptimizer,
     Work,
-    adam_directions,
+    adam_moments,
     check_betas,
     corrected_means,
     count,
@@ -118,6 +120,7 @@ class L4(LossStepOptimizer):
         """The bias-corrected means of the gradients, and the directions; the moments are advanced."""
         states = [self.state[p] for p in parameters]
         if group["direction"] == "adam":
-            return adam_directions(states, gradients, group["betas"], group["eps"])
+            means, roots = adam_moments(states, gradients, group["betas"], group["eps"])
+            return means, list(torch._foreach_div(means, roots))
         means = corrected_means(states, gradients, FIRST, group["momentum"])
         return means, means

@@ -124,7 +124,7 @@ class Mechanic(AdaptiveStepOptimizer):
         scale = math.fsum(self.param_groups[0][SCALES])
         for group, own, part in works:
             rate, states = float(group["lr"]), [self.state[p] for p in own]
-            directions = adam_directions(states, part, group["betas"], group["eps"])[1]
+            directions = adam_directions(states, part, group["betas"], group["eps"])
             if group["weight_decay"]:
                 torch._foreach_add_(directions, own, alpha=group["weight_decay"])
             deltas = [state[DELTA] for state in states]

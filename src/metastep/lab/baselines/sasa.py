@@ -69,8 +69,6 @@ class SASA(AdaptiveStepOptimizer):
         True
     """
 
-    step_style = "plain"
-
     def __init__(
         self,
         params: ParamsT,
@@ -121,26 +119,37 @@ class SASA(AdaptiveStepOptimizer):
             What the closure returned, or None.
         """
         loss = recomputed(closure)
+        self._advance()
+        return loss
+
+    def _advance(self) -> None:
+        """What a step does once the gradients are there."""
         works = self.with_gradients()
         if not works:
-            return loss
+            return
         first, sample = self.param_groups[0], None
         for group, parameters, gradients in works:
             directions = self._directions(group, parameters, gradients)
-            rate = float(group["lr"]) / first["drop"] ** first[DROPS]
+            rate = self._rate(group)
             torch._foreach_add_(parameters, directions, alpha=-rate)
             group[APPLIED] = rate
             square = inner_product(directions, directions)
             own = inner_product(parameters, directions) + rate / 2 * square
             sample = own if sample is None else sample + own
         assert sample is not None
-        self._keep(sample)
+        self._keep(sample, SAMPLES, SAMPLE_COUNT)
+        wrong = (~sample.isfinite()).to(torch.int64)
+        first[REJECTED] = first[REJECTED] + (int(wrong) if wrong.device.type == "cpu" else wrong)
         first[STEPS] += 1
         if first[STEPS] > first["warmup"] and first[STEPS] % first["test_every"] == 0:
-            kept = first[SAMPLES][: first[SAMPLE_COUNT]][-(first[SAMPLE_COUNT] // first["keep"]) :]
-            if first[SAMPLE_COUNT] // first["keep"] > first["min_samples"] and self._stationary(kept.cpu()):
+            kept = self._kept(SAMPLES, SAMPLE_COUNT)
+            if len(kept) > first["min_samples"] and self._stationary(kept):
                 self._drop()
-        return loss
+
+    def _rate(self, group: Group) -> float:
+        """The rate of a group's next step."""
+        first = self.param_groups[0]
+        return float(group["lr"] / first["drop"] ** first[DROPS])
 
     def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """D of every tensor; h is advanced."""
@@ -153,17 +162,22 @@ class SASA(AdaptiveStepOptimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         return buffers if group["nu"] == 1 else list(torch._foreach_lerp(gradients, buffers, group["nu"]))
 
-    def _keep(self, sample: Tensor) -> None:
+    def _keep(self, sample: Tensor, samples_key: str, count_key: str) -> None:
         """Append a sample: in place, behind all that a state_dict taken before counts as its own."""
         first = self.param_groups[0]
-        samples, taken = first[SAMPLES], first[SAMPLE_COUNT]
+        samples, taken = first[samples_key], first[count_key]
         if samples is None or taken == len(samples):
             room = sample.new_zeros(max(64, taken))
-            samples = first[SAMPLES] = room if samples is None else torch.cat([samples.to(room.device), room])
+            samples = first[samples_key] = room if samples is None else torch.cat([samples.to(room.device), room])
         samples[taken] = sample
-        first[SAMPLE_COUNT] = taken + 1
-        wrong = (~sample.isfinite()).to(torch.int64)
-        first[REJECTED] = first[REJECTED] + (int(wrong) if wrong.device.type == "cpu" else wrong)
+        first[count_key] = taken + 1
+
+    def _kept(self, samples_key: str, count_key: str) -> Tensor:
+        """The last ``1 / keep`` of the samples, on the CPU."""
+        first = self.param_groups[0]
+        taken = first[count_key]
+        samples: Tensor = first[samples_key]
+        return samples[taken - taken // first["keep"] : taken].cpu()
 
     def _stationary(self, samples: Tensor) -> bool:
         first = self.param_groups[0]

@@ -133,7 +133,7 @@ class ScheduleFreePlus(LossStepOptimizer):
             share = weight / group[WEIGHTS] if group[WEIGHTS] > 0 else 1.0
         group[TAKEN] += 1
         iterates, averages = self._sequences(parameters)
-        directions = adam_directions([self.state[p] for p in parameters], gradients, group["betas"], group["eps"])[1]
+        directions = adam_directions([self.state[p] for p in parameters], gradients, group["betas"], group["eps"])
         if group["weight_decay"]:
             torch._foreach_add_(iterates, parameters, alpha=-(rate**2) * group["weight_decay"])
         torch._foreach_add_(iterates, directions, alpha=-rate)
