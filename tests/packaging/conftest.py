@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
+REPOSITORY = "https://example.org/someone/metastep"
 
 
 class Built(NamedTuple):
@@ -26,7 +27,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The sdist of this checkout, and the wheel that is built from the sdist."""
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "METASTEP_REPOSITORY": REPOSITORY}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return Built(wheel, sdist)

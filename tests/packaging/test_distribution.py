@@ -5,14 +5,17 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from tests.packaging.conftest import REPOSITORY
 
 import metastep as ms
 
@@ -55,8 +58,15 @@ def test_the_sdist_has_what_builds_and_describes_the_package_and_no_records(buil
     assert {f"src/{name}" for name in package_files()} <= names
     assert {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "SECURITY.md"} <= names
     assert not [name for name in names if name.startswith(("results/", "tests/", "docs/"))]
-    assert built.sdist.stat().st_size < 3_000_000
-    assert built.wheel.stat().st_size < 3_000_000
+
+
+def test_the_library_is_light(built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        laboratory = ("metastep/lab/", "metastep/cli/")
+        library = [one for one in wheel.infolist() if not one.filename.startswith(laboratory)]
+    assert sum(one.compress_size for one in library) < 400_000
+    assert built.wheel.stat().st_size < 800_000
+    assert built.sdist.stat().st_size < 800_000
 
 
 def test_only_the_core_is_required_and_everything_else_is_an_extra(built) -> None:
@@ -73,6 +83,31 @@ def test_the_metadata_say_what_a_registry_shows(built) -> None:
     assert found["Requires-Python"] == ">=3.11"
     assert found["Description-Content-Type"] == "text/markdown"
     assert "Typing :: Typed" in found.get_all("Classifier")
+
+
+def test_the_page_on_an_index_has_addresses_and_links_that_work_there(built) -> None:
+    found = metadata(built)
+    urls = dict(text.split(", ") for text in found.get_all("Project-URL"))
+    assert urls["Source"] == REPOSITORY
+    assert urls["Changelog"] == f"{REPOSITORY}/blob/v{ms.__version__}/CHANGELOG.md"
+    page = found.get_payload()
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    assert all(link.startswith("https://") for link in links)
+    inside = [link.removeprefix(f"{REPOSITORY}/").split("/", 2) for link in links if link.startswith(REPOSITORY)]
+    assert len(inside) > 20
+    assert {kind for kind, _, _ in inside} == {"blob", "raw"}
+    assert all((ROOT / path.partition("#")[0]).exists() for _, _, path in inside)
+
+
+def test_without_an_address_none_is_made_up() -> None:
+    """What the hook leaves is the README as it is; a picture and a link differ where there is an address."""
+    with_absolute_links = runpy.run_path(str(ROOT / "hatch_build.py"))["with_absolute_links"]
+    text = "[a](docs/a.md#b) ![c](d.png) [e](#f) [g](https://h.org)"
+    assert with_absolute_links(text, "https://x.org/y", "v1") == (
+        "[a](https://x.org/y/blob/v1/docs/a.md#b) ![c](https://x.org/y/raw/v1/d.png) [e](#f) [g](https://h.org)"
+    )
+    hook = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]["custom"]
+    assert hook["repository"] == "" or hook["repository"].startswith("https://")
 
 
 # ---- in an environment of the core alone
