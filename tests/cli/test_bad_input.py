@@ -46,6 +46,7 @@ def refused(result, *words: str) -> None:
         ((*DIGITS, "--batch-size", "-3"), ("error: --batch-size must be >= 1, got -3",)),
         (("train", "digits/mlp", "--steps", "-3"), ("--steps must be >= 1, got -3",)),
         (("train", "digits/mlp", "--steps", "many"), ("--steps", "integer")),
+        ((*DIGITS, "--set", "warmup=5"), ("--set warmup must be less than the run's 5 steps, got 5",)),
         ((*DIGITS, "--set", "train_size=-1"), ("train_size must be >= 1, got -1",)),
         ((*DIGITS, "--set", "train_size=99999"), ("train_size must be in 1..1000, got 99999",)),
         ((*DIGITS, "--set", "inner_valid=-1"), ("inner_valid must be >= 0, got -1",)),

@@ -255,6 +255,7 @@ def test_after_detaching_rates_stay_and_no_loss_is_wanted() -> None:
         ({"num_classes": 1}, "num_classes"),
         ({"total_steps": 0}, "total_steps"),
         ({"warmup_steps": -1}, "warmup_steps"),
+        ({"warmup_steps": 9, "total_steps": 9}, "warmup_steps must be less than total_steps, got 9 of 9"),
         ({"min_lr": -1.0}, "min_lr"),
         ({"min_lr": 2.0, "max_lr": 1.0}, "min_lr"),
         ({"max_lr": 0.0}, "min_lr"),
@@ -266,6 +267,13 @@ def test_a_bad_argument_is_named_and_nothing_is_attached(options: dict[str, floa
     with pytest.raises(ValueError, match=f"^{name}"):
         ms.LearnedLR(optimizer, net(), **options)
     optimizer.step()
+
+
+def test_a_warm_up_as_long_as_the_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_steps must be less than total_steps, got 10 of 10"):
+        ms.LearnedLR(null(), ms.Cosine(10), warmup_steps=10)
+    ms.LearnedLR(null(), ms.Cosine(10), warmup_steps=9).detach()
+    ms.LearnedLR(null(), net(), warmup_steps=10).detach()  # of no known length
 
 
 def test_wrong_types_are_refused() -> None:

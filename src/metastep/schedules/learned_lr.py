@@ -72,7 +72,7 @@ class LearnedLR:
         initial_loss: mean loss (nats) of the fresh network, from which gamma is set; default: the first observed.
         num_classes: classes, or vocabulary size; default: round(exp(initial_loss)), at least 2.
         total_steps: optimizer steps of the run, for schedules with a horizon.
-        warmup_steps: steps of linear warm-up, >= 0.
+        warmup_steps: steps of linear warm-up, >= 0, fewer than ``total_steps`` or the schedule's own.
         min_lr: lower bound of the first group's rate, >= 0.
         max_lr: upper bound of the first group's rate.
         measure_loss: returns the mean training loss of the network as it is, in eval mode; asked when a schedule of
@@ -121,7 +121,8 @@ class LearnedLR:
         elif isinstance(schedule, str):
             schedule = named_schedule(schedule, total_steps)
         schedule = _checked(optimizer, schedule)
-        _check_numbers(initial_loss, num_classes, total_steps, warmup_steps, min_lr, max_lr)
+        horizon = horizon_of(schedule) if total_steps is None else total_steps
+        _check_numbers(initial_loss, num_classes, horizon, warmup_steps, min_lr, max_lr)
         if (doubt := another_base(schedule, base_name(optimizer))) is not None:
             warnings.warn(doubt, stacklevel=2)
         groups = ParamGroups(optimizer, joins_at_present_rates=schedule.calibrates)
@@ -732,6 +733,10 @@ def _check_numbers(
     if total_steps is not None:
         whole("total_steps", total_steps, 1)
     whole("warmup_steps", warmup_steps, 0, "0 means no warm-up")
+    if total_steps is not None and warmup_steps >= total_steps:
+        raise ValueError(
+            f"warmup_steps must be less than total_steps, got {warmup_steps} of {total_steps}; nothing would follow it."
+        )
     if not 0 <= min_lr <= max_lr or max_lr == 0:
         raise ValueError(f"min_lr and max_lr must satisfy 0 <= min_lr <= max_lr > 0, got {min_lr}, {max_lr}.")
 

@@ -21,6 +21,7 @@ from metastep.lab.bench.config import MetaConfig, RunConfig
         ({"batch_size": True}, "batch_size must be a whole number, got True"),
         ({"clip_norm": float("inf")}, "clip_norm must be > 0 and finite"),
         ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
+        ({"warmup_steps": 5, "total_steps": 5}, "warmup_steps must be less than the run's 5 steps, got 5"),
         ({"train_size": 0}, "train_size must be >= 1, got 0"),
         ({"inner_valid": -5}, "inner_valid must be >= 0, got -5"),
         ({"outer_valid": -5}, "outer_valid must be >= 0, got -5"),

@@ -69,7 +69,7 @@ class RunConfig:
         scale: of a schedule that scales itself: "measured" from the initial loss, as published for SGD, or "lr".
         batch_size: examples a step, of all processes together, >= 1.
         total_steps: optimizer steps, >= 1.
-        warmup_steps: of linear warm-up, >= 0.
+        warmup_steps: of linear warm-up, >= 0 and less than ``total_steps``.
         clip_norm: bound on the gradient's norm, > 0; None does not clip.
         train_size: train on so many examples only; None: all.
         inner_valid: examples held out for meta-gradients; None: the task's default.
@@ -129,6 +129,11 @@ class RunConfig:
             inner_valid=self.inner_valid,
             outer_valid=self.outer_valid,
         )
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"warmup_steps must be less than the run's {self.total_steps} steps, got {self.warmup_steps}; "
+                "it would only warm up."
+            )
         if not 0 <= self.noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {self.noise_rate}; it is the share of wrong labels.")
         if self.scale not in ("measured", "lr"):
