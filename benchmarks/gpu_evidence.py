@@ -1,7 +1,7 @@
 """Two trainings of a size that needs a GPU, under schedules that are tuned for them and such as are not.
 
     python benchmarks/gpu_evidence.py [--device cuda] [--seconds 40] [--json results/gpu/evidence.json]
-    python benchmarks/gpu_evidence.py --device cpu --tiny --json /tmp/evidence.json
+    python benchmarks/gpu_evidence.py --device cpu --tiny --json evidence.json
 
 ResNet-18 on CIFAR-10 and a language model of 124 M weights on characters, both in bfloat16. Each run has as many steps
 as fit into so many seconds, the same number for all of one training. The file is written after each run; a second call
