@@ -1,0 +1,18 @@
+"""Each page of prose says first what it is for, and last where to go on."""
+
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(
+    str(path.relative_to(DOCS)) for folder in ("", "guides", "theory") for path in (DOCS / folder).glob("*.md")
+)
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {"index.md"}))
+def test_a_page_begins_with_its_purpose_and_ends_with_what_comes_next(page: str) -> None:
+    paragraphs = (DOCS / page).read_text(encoding="utf-8").strip().split("\n\n")
+    assert paragraphs[0].startswith("# ")
+    assert paragraphs[1][0] not in "#`|$<", f"the second paragraph must say what the page is for: {paragraphs[1]}"
+    assert paragraphs[-1].startswith("Next: ["), f"the last paragraph must be 'Next: [...](...)', got: {paragraphs[-1]}"
