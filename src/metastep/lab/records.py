@@ -222,11 +222,6 @@ def read_records(path: Path, where: str | None = None) -> Iterator[tuple[str, Re
             warnings.warn(f"{place} is cut off and was skipped; that run has to be repeated.", stacklevel=2)
 
 
-def write_record(record: Record, path: Path) -> None:
-    """Write one record as a whole."""
-    write_atomically(path, encode_record(record))
-
-
 def write_records(records: Iterable[Record], path: Path) -> None:
     """Write records, a line each, as a whole."""
     write_atomically(path, b"".join(map(encode_record, records)))

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,25 @@ import pytest
 import torch
 
 from metastep.lab.runtime import executor as module
-from metastep.lab.runtime.executor import LocalExecutor
+from metastep.lab.runtime.executor import Executor, LocalExecutor
 from metastep.lab.runtime.stop_signals import never
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A function of the item alone, as an executor calls it."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, item: Any, should_stop: Callable[[], bool], report: Callable[[Any], None]) -> Any:
+        """What the function gives."""
+        return self.function(item)
+
+
+def mapped(executor: Executor, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """What a function gives for each item, in their order."""
+    results = dict(executor.run(Plain(function), items))
+    return [results[number] for number in range(len(items))]
 
 
 def square(number: int) -> int:
@@ -77,20 +94,20 @@ def raising(number: int, error: type[Exception]) -> int:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_once_and_map_gives_them_in_order(workers: int) -> None:
+def test_results_come_once_with_the_numbers_of_their_items(workers: int) -> None:
     with LocalExecutor(workers) as executor:
-        assert executor.map(square, range(7)) == [n * n for n in range(7)]
-        assert executor.map(square, []) == []
-        tensor = executor.map(partial(torch.add, torch.arange(3.0)), [torch.ones(3)])[0]
+        assert mapped(executor, square, range(7)) == [n * n for n in range(7)]
+        assert mapped(executor, square, []) == []
+        tensor = mapped(executor, partial(torch.add, torch.arange(3.0)), [torch.ones(3)])[0]
         assert torch.equal(tensor, torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_workers_are_other_processes_kept_between_calls_and_ended() -> None:
     with LocalExecutor(2) as executor:
-        first = set(executor.map(process, range(8)))
+        first = set(mapped(executor, process, range(8)))
         assert os.getpid() not in first
-        assert set(executor.map(process, range(8))) <= first | set(executor.map(process, range(8)))
-        assert len(first | set(executor.map(process, range(8)))) <= 2
+        assert set(mapped(executor, process, range(8))) <= first | set(mapped(executor, process, range(8)))
+        assert len(first | set(mapped(executor, process, range(8)))) <= 2
     for number in first:
         with pytest.raises(ProcessLookupError):
             os.kill(number, 0)
@@ -121,11 +138,11 @@ def test_a_killed_process_is_replaced_and_the_others_go_on(tmp_path: Path) -> No
 
 def test_a_process_that_is_killed_while_it_waits_costs_nothing() -> None:
     with LocalExecutor(2) as executor:
-        numbers = set(executor.map(process, range(8)))
+        numbers = set(mapped(executor, process, range(8)))
         for number in numbers:
             os.kill(number, signal.SIGKILL)
-        assert executor.map(square, range(4)) == [0, 1, 4, 9]
-        assert not numbers & set(executor.map(process, range(8)))
+        assert mapped(executor, square, range(4)) == [0, 1, 4, 9]
+        assert not numbers & set(mapped(executor, process, range(8)))
 
 
 def test_an_item_whose_process_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
@@ -161,13 +178,13 @@ def test_what_an_item_raises_is_raised_here(workers: int, error: type[Exception]
         expected = RuntimeError
     with LocalExecutor(workers) as executor:
         with pytest.raises(expected, match="a full disk"):
-            executor.map(partial(raising, error=error), range(4))
-        assert executor.map(square, [3]) == [9]
+            mapped(executor, partial(raising, error=error), range(4))
+        assert mapped(executor, square, [3]) == [9]
 
 
 def test_an_executor_that_nobody_closes_leaves_no_process(tmp_path: Path) -> None:
     executor = LocalExecutor(2)
-    (number, _) = executor.map(process, range(2))
+    (number, _) = mapped(executor, process, range(2))
     worker = executor._started[0].process
     del executor
     worker.join(30)

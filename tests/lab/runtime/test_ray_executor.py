@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.lab.runtime.test_executor import Counting, Dying, raising, square
+from tests.lab.runtime.test_executor import Counting, Dying, mapped, raising, square
 
 from metastep.lab.runtime.executor import RayExecutor
 
@@ -20,9 +20,9 @@ def test_ray_keeps_the_same_promises(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         executor = RayExecutor()
-        assert executor.map(square, range(5)) == [0, 1, 4, 9, 16]
+        assert mapped(executor, square, range(5)) == [0, 1, 4, 9, 16]
         with pytest.raises(OSError, match="a full disk"):
-            executor.map(partial(raising, error=OSError), range(3))
+            mapped(executor, partial(raising, error=OSError), range(3))
         assert dict(executor.run(Dying(tmp_path, 1).work, ["weak", "strong"])) == {0: 1, 1: 0}
         with pytest.raises(ChildProcessError, match=r"the process of 'weak' was lost 3 times"):
             list(executor.run(Dying(tmp_path, 9).work, ["weak"], describe=repr))

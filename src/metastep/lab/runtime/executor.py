@@ -6,6 +6,7 @@ a stop reaches every item at work; an error that an item raises ends the run aft
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -20,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 
@@ -64,6 +65,10 @@ class Function(Protocol[ItemIn, ResultOut]):
         """
 
 
+def _ignore(*report: Any) -> None:
+    """Nobody asked how far an item is."""
+
+
 class Executor(ABC):
     """Runs a function over items; a context that ends its processes."""
 
@@ -77,8 +82,8 @@ class Executor(ABC):
         items: Sequence[Item],
         *,
         should_stop: Callable[[], bool] = never,
-        on_progress: Callable[[int, Any], None] | None = None,
-        describe: Callable[[Item], str] = lambda item: type(item).__name__,
+        on_progress: Callable[[int, Any], None] = _ignore,
+        describe: Callable[[Item], str] = repr,
     ) -> Iterator[tuple[int, Result]]:
         """Run the function over the items; yield each one's number and result as it ends.
 
@@ -94,16 +99,6 @@ class Executor(ABC):
             Exception: what the function raised.
         """
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Return what a plain function gives for each item, in their order.
-
-        Raises:
-            ChildProcessError: if the process of an item is lost again and again.
-            Exception: what the function raised.
-        """
-        results = dict(self.run(_Plain(function), items))
-        return [results[number] for number in range(len(items))]
-
     @abstractmethod
     def close(self) -> None:
         """End the processes."""
@@ -113,16 +108,6 @@ class Executor(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True)
-class _Plain(Generic[Item, Result]):
-    """A function of the item alone as a :class:`Function`."""
-
-    function: Callable[[Item], Result]
-
-    def __call__(self, item: Item, should_stop: Callable[[], bool], report: Callable[[Any], None], /) -> Result:
-        return self.function(item)
 
 
 def _lost(what: str, why: str) -> ChildProcessError:
@@ -152,8 +137,8 @@ class LocalExecutor(Executor):
 
     Example:
         >>> with LocalExecutor() as executor:
-        ...     executor.map(abs, [-1, 2])
-        [1, 2]
+        ...     list(executor.run(lambda item, should_stop, report: abs(item), [-1, 2]))
+        [(0, 1), (1, 2)]
     """
 
     local = True
@@ -173,12 +158,13 @@ class LocalExecutor(Executor):
         items: Sequence[Item],
         *,
         should_stop: Callable[[], bool] = never,
-        on_progress: Callable[[int, Any], None] | None = None,
-        describe: Callable[[Item], str] = lambda item: type(item).__name__,
+        on_progress: Callable[[int, Any], None] = _ignore,
+        describe: Callable[[Item], str] = repr,
     ) -> Iterator[tuple[int, Result]]:
         """Run the function over the items; see :meth:`Executor.run`."""
         if self.workers == 1:
-            return _run_here(function, items, should_stop, on_progress)
+            numbered = itertools.takewhile(lambda _: not should_stop(), enumerate(items))
+            return ((number, function(item, should_stop, partial(on_progress, number))) for number, item in numbered)
         return self._run_in_workers(function, items, should_stop, on_progress, describe)
 
     def close(self) -> None:
@@ -193,7 +179,7 @@ class LocalExecutor(Executor):
         function: Function[Item, Result],
         items: Sequence[Item],
         should_stop: Callable[[], bool],
-        on_progress: Callable[[int, Any], None] | None,
+        on_progress: Callable[[int, Any], None],
         describe: Callable[[Item], str],
     ) -> Iterator[tuple[int, Result]]:
         waiting = list(range(len(items)))[::-1]
@@ -224,8 +210,7 @@ class LocalExecutor(Executor):
                         waiting.append(number)
                         continue
                     if kind == "report":
-                        if on_progress is not None:
-                            on_progress(number, content)
+                        on_progress(number, content)
                         continue
                     del busy[pipe]
                     if kind == "error":
@@ -253,7 +238,7 @@ class LocalExecutor(Executor):
         if len(self._started) >= self.workers:
             return None
         if self._context is None:
-            module = getattr(getattr(function, "func", getattr(function, "function", function)), "__module__", "")
+            module = getattr(function, "__module__", "")
             self._context = process_context([module, "torch._dynamo"])  # what making the first optimizer imports
             self._stop = self._context.RawValue("b", 0)  # without a lock, which a killed worker could leave locked
         places = {worker.place for worker in self._started}
@@ -296,23 +281,6 @@ def _end_workers(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.pipe.close()
     workers.clear()
-
-
-def _run_here(
-    function: Function[Item, Result],
-    items: Sequence[Item],
-    should_stop: Callable[[], bool],
-    on_progress: Callable[[int, Any], None] | None,
-) -> Iterator[tuple[int, Result]]:
-    for number, item in enumerate(items):
-        if should_stop():
-            return
-        report = _ignore if on_progress is None else partial(on_progress, number)
-        yield number, function(item, should_stop, report)
-
-
-def _ignore(report: Any) -> None:
-    """Nobody asked how far an item is."""
 
 
 def _serve(pipe: Any, stop: Any, place: int, workers: int) -> None:
@@ -431,8 +399,8 @@ class RayExecutor(Executor):
         items: Sequence[Item],
         *,
         should_stop: Callable[[], bool] = never,
-        on_progress: Callable[[int, Any], None] | None = None,
-        describe: Callable[[Item], str] = lambda item: type(item).__name__,
+        on_progress: Callable[[int, Any], None] = _ignore,
+        describe: Callable[[Item], str] = repr,
     ) -> Iterator[tuple[int, Result]]:
         """Run the function over the items; see :meth:`Executor.run`.
 
@@ -442,8 +410,7 @@ class RayExecutor(Executor):
         """
         ray = self._connect()
         self._check_gpus(ray)
-        talks = on_progress is not None or should_stop is not never
-        board: Any = self._own_board(ray) if talks else None
+        board = self._own_board(ray)
         task = ray.remote(_run_on_ray).options(
             num_cpus=1,
             num_gpus=self._gpus,
@@ -465,16 +432,15 @@ class RayExecutor(Executor):
                     number = waiting.pop()
                     running[task.remote(function, items[number], number, board)] = number
                 done, _ = ray.wait(list(running), timeout=_POLL_SECONDS) if running else ([], [])
-                if on_progress is not None:
-                    at_work = set(running.values())
-                    for number, report in ray.get(board.reports.remote()).items():
-                        if number in at_work:
-                            on_progress(number, report)
+                at_work = set(running.values())
+                for number, report in ray.get(board.reports.remote()).items():
+                    if number in at_work:
+                        on_progress(number, report)
                 for reference in done:
                     number = running.pop(reference)
                     yield number, _result(ray, reference, describe(items[number]))
         finally:
-            if running and board is not None and ray.is_initialized():
+            if running and ray.is_initialized():
                 board.stop.remote()
                 self._board = None  # what still runs reads that it is to stop
 
@@ -584,8 +550,6 @@ class _Board:
 
 def _run_on_ray(function: Function[Any, Any], item: Any, number: int, board: Any) -> Any:
     torch.set_num_threads(1)
-    if board is None:
-        return function(item, never, _ignore)
     with _Line(number, board) as line:
         until = time.monotonic() + _LOCK_SECONDS
         while True:
