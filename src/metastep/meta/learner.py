@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Adam, Optimizer
 
-from metastep.meta.horizon import Window
-from metastep.meta.lookahead import LookAhead, check_loss
+from metastep.meta.lookahead import LookAhead, Window, check_loss
 from metastep.meta.shared import SharedSchedule
 from metastep.schedules import LearnedLR
 from metastep.schedules.linearity import check_linear_in_rate
