@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metastep.core.distributed import barrier, broadcast_object, current_rank, rank_count
+from metastep.core.distributed import (
+    barrier,
+    broadcast_object,
+    current_rank,
+    gather_objects,
+    mean_over_ranks,
+    rank_count,
+)
 from metastep.files import decode_json
 from metastep.lab.bench.config import RunConfig, read_config
 from metastep.lab.bench.curves import CurveLog, columns_of, layers_of
 from metastep.lab.bench.protocols import load_run_task
-from metastep.lab.bench.ranks import any_rank, gather_rank_states, mean_of_ranks, rank_zero_decides, with_rank_state
 from metastep.lab.bench.schedules import is_from_files, phases_of
 from metastep.lab.bench.training import make_trainer
 from metastep.lab.records import Record, encode_record, read_record
@@ -213,7 +219,8 @@ class Run:
         (self._on_note or _LOG.warning)(text)
 
     def _should_stop(self) -> bool:
-        return any_rank(self._one_should_stop())
+        """Whether one of the ranks is to stop: an all-reduce of 8 bytes."""
+        return mean_of_ranks(float(self._one_should_stop())) > 0
 
     def _stretch(self, log: CurveLog | None) -> None:
         """Train to the next step at which something is due: an entry, a look, a snapshot, a checkpoint."""
@@ -248,7 +255,7 @@ class Run:
         if self._writes and step in self._snapshots():
             self._folder.check()
             save_schedule(trainer.lr.schedule, self._snapshot(step))
-        if rank_zero_decides(self._checkpoint_due) and step < config.total_steps:
+        if broadcast_object(self._writes and self._checkpoint_due()) and step < config.total_steps:
             self._save(log)
 
     def _advance(self, until: int) -> list[Tensor]:
@@ -384,7 +391,7 @@ class Run:
         trainer, loss_sum = self.trainer.state_dict(), mean_of_ranks(self._losses.total)
         state = {
             "trainer": trainer,
-            "processes": gather_rank_states(trainer),
+            "processes": gather_objects(_of_this_rank(trainer)),
             "train_seconds": self._train_seconds,
             "eval_seconds": self._eval_seconds,
             "valid": self._valid,
@@ -418,6 +425,42 @@ def _first_line(error: Exception) -> str:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+# ---- several ranks: rank 0 writes the folder, and each trains on its rows of every batch
+
+
+def mean_of_ranks(number: float) -> float:
+    """The mean over the ranks."""
+    return float(mean_over_ranks(torch.tensor(number, dtype=torch.float64)))
+
+
+def _of_this_rank(state: dict[str, Any]) -> Any:
+    """The parts of a trainer's state that differ between ranks, to be sent."""
+    return _on_cpu({key: state[key] for key in ("batches", "validation_batches", "rng", "device_rng")})
+
+
+def with_rank_state(state: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rank 0's state of a trainer, with this rank's own part.
+
+    Raises:
+        ValueError: if there were more, or fewer, processes.
+    """
+    if len(parts) != rank_count():
+        raise ValueError(
+            f"the checkpoint is of a run on {len(parts)} process{'es' * (len(parts) > 1)}, this is one on "
+            f"{rank_count()}; resume with torchrun --nproc-per-node {len(parts)} (or as many on several machines)."
+        )
+    return {**state, **parts[current_rank()]}
+
+
+def _on_cpu(value: Any) -> Any:
+    """A state with its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return [_on_cpu(part) for part in value] if isinstance(value, list) else value
 
 
 # ---- the rates that a run writes down
