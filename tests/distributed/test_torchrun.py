@@ -94,7 +94,7 @@ def test_another_number_of_processes_is_refused_in_one_line(tmp_path: Path) -> N
 def test_torchrun_without_a_folder_is_refused() -> None:
     done = torchrun("train", "digits/mlp", "--steps", "2", processes=1)
     assert done.returncode != 0
-    assert "error: out must be given under torchrun" in done.stderr
+    assert "error: --out must be given under torchrun" in done.stderr
 
 
 TASKS = [
