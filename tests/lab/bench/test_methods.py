@@ -17,7 +17,7 @@ from metastep.lab.bench.optimizers import OPTIMIZERS, make_optimizer
 from metastep.lab.bench.schedules import SCHEDULES
 from metastep.lab.tasks import load_task
 from metastep.lab.tasks.task import Task
-from metastep.schedules import MLRSNet, load_schedule
+from metastep.schedules import MLRSNet, ScaleRule, load_schedule
 
 every = pytest.mark.parametrize("name", METHODS)
 one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -170,7 +170,7 @@ def test_a_run_from_before_scales_could_be_given_has_a_measured_one():
     text = base_config().to_json()
     assert '"scale": "measured"' in text
     assert RunConfig.from_json(text.replace('"scale": "measured",', "")) == base_config()
-    with pytest.raises(ValueError, match="scale must be measured or lr, got 'fixed'"):
+    with pytest.raises(ValueError, match="scale must be measured, momentum or lr, got 'fixed'"):
         base_config(scale="fixed")
 
 
@@ -180,6 +180,15 @@ def test_over_adam_a_learned_schedule_is_scaled_by_the_tuned_rate(tmp_path):
     assert made.trainer.lr.scale == 0.004
     assert 0 < made.trainer.lr.get_last_lr()[0] < 0.004
     assert load_schedule(tmp_path / "schedule.safetensors").config() == MLRSNet(trained_for="adam").config()
+
+
+@pytest.mark.parametrize(("name", "share"), [("sgd/mlr-snet", 1.0), ("sgd-momentum/mlr-snet", 0.1)])
+def test_over_momentum_the_published_scale_is_divided_by_what_momentum_lengthens_a_step(name, share, tmp_path):
+    made = run(METHODS[name].configure(base_config()), tmp_path)
+    lr = made.trainer.lr
+    assert lr.scale == pytest.approx(share * ScaleRule().gamma(lr.initial_loss, lr.num_classes), rel=1e-12)
+    assert load_schedule(tmp_path / "schedule.safetensors").scale == ScaleRule()
+    assert ("ours" in METHODS[name].summary) is (share < 1)
 
 
 # ---- what is not there

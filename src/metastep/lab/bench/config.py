@@ -66,7 +66,8 @@ class RunConfig:
         optimizer: name of the base optimizer.
         optimizer_options: its options besides the rate.
         lr: base rate, > 0; schedules that scale themselves do not read it unless ``scale`` says so.
-        scale: of a schedule that scales itself: "measured" from the initial loss, as published for SGD, or "lr".
+        scale: of a schedule that scales itself: "measured" from the initial loss, as published for SGD; "momentum": that
+            times 1 - momentum; or "lr".
         batch_size: examples a step, of all processes together, >= 1.
         total_steps: optimizer steps, >= 1.
         warmup_steps: of linear warm-up, >= 0 and less than ``total_steps``.
@@ -136,8 +137,8 @@ class RunConfig:
             )
         if not 0 <= self.noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {self.noise_rate}; it is the share of wrong labels.")
-        if self.scale not in ("measured", "lr"):
-            raise ValueError(f"scale must be measured or lr, got {self.scale!r}.")
+        if self.scale not in ("measured", "momentum", "lr"):
+            raise ValueError(f"scale must be measured, momentum or lr, got {self.scale!r}.")
         if self.noise not in (None, "uniform", "flip"):
             raise ValueError(f"noise must be uniform or flip, got {self.noise!r}.")
         if self.noise is None and self.noise_rate > 0:

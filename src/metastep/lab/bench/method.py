@@ -42,7 +42,7 @@ class Method:
         options: of the optimizer, those that are fixed.
         lengths: of the optimizer, those that are numbers of steps: a share of the run, and the fewest there may be.
         schedule: a name or files, see :func:`metastep.lab.bench.schedules.make_schedule`.
-        scale: of a schedule that scales itself: "measured", or "lr".
+        scale: of a schedule that scales itself: "measured", "momentum" or "lr".
         space: what is tuned, and over what: ``lr``; ``warmup``, as a share of the run; ``meta_lr``; any other name is
             an option of the optimizer.
         defaults: the published value, else the one usual in the field, of everything tuned.

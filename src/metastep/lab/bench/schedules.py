@@ -251,14 +251,23 @@ def _read_text(schedule: LearnedSchedule, text: bool) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedScale(ScaleRule):
+class _ScaleOfRun(ScaleRule):
+    """A scale that knows a number of the run."""
+
+    value: float
+
+    def config(self) -> dict[str, Any]:
+        """What a file keeps: the rule without the value, which is the run's and not the schedule's."""
+        return {name: part for name, part in super().config().items() if name != "value"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedScale(_ScaleOfRun):
     """A scale that is given and not measured, whatever the loss.
 
     Args:
         value: the scale, > 0.
     """
-
-    value: float
 
     @property
     def is_measured(self) -> bool:
@@ -270,19 +279,32 @@ class FixedScale(ScaleRule):
         del loss, num_classes, first
         return self.value
 
-    def config(self) -> dict[str, Any]:
-        """What a file keeps: the rule without the value, which is the run's and not the schedule's."""
-        return {name: part for name, part in super().config().items() if name != "value"}
+
+@dataclass(frozen=True, kw_only=True)
+class MomentumScale(_ScaleOfRun):
+    """The published scale, which was made for SGD without momentum, over momentum; the correction is ours.
+
+    Momentum makes a step 1 / (1 - momentum) times as long, so the scale is divided by that.
+
+    Args:
+        value: the momentum, in [0, 1).
+    """
+
+    def gamma(self, loss: float, num_classes: int, first: float | None = None) -> float:
+        """Return the published scale times 1 - momentum."""
+        share = 1 - self.value
+        return share * super().gamma(loss, num_classes, None if first is None else first / share)
 
 
-def scaled_by(schedule: Schedule, value: float) -> Schedule:
-    """Give a schedule that scales itself, members included, a fixed scale; return it.
+def scaled_by(schedule: Schedule, value: float, kind: type[_ScaleOfRun] = FixedScale) -> Schedule:
+    """Give a schedule that scales itself, members included, another scale; return it.
 
     Args:
         schedule: any; one whose output multiplies the base rate stays as it is.
-        value: the scale, > 0.
+        value: what the scale is made from.
+        kind: of scale.
     """
     for part in schedule.modules():
         if isinstance(part, LearnedSchedule) and not part.relative:
-            part.scale = FixedScale(**part.scale.config(), value=value)
+            part.scale = kind(**part.scale.config(), value=value)
     return schedule

@@ -30,7 +30,7 @@ from torch.optim.swa_utils import update_bn
 from metastep.core.distributed import current_rank, rank_count, replicated, unreplicated
 from metastep.lab.bench.config import RunConfig
 from metastep.lab.bench.optimizers import make_optimizer
-from metastep.lab.bench.schedules import make_schedule, scaled_by
+from metastep.lab.bench.schedules import MomentumScale, make_schedule, scaled_by
 from metastep.lab.tasks import Task
 from metastep.lab.tasks.batches import Batch
 from metastep.meta import MetaLearner
@@ -382,7 +382,9 @@ def _schedule(config: RunConfig, task: Task, file: Path | None) -> tuple[Schedul
 
 
 def _scaled(schedule: Schedule, config: RunConfig) -> Schedule:
-    return schedule if config.scale == "measured" else scaled_by(schedule, config.lr)
+    if config.scale == "momentum":
+        return scaled_by(schedule, config.optimizer_options.get("momentum", 0.0), MomentumScale)
+    return scaled_by(schedule, config.lr) if config.scale == "lr" else schedule
 
 
 def _weighted(task: Task, batches: Stream[Batch]) -> Callable[[nn.Module, Batch], torch.Tensor]:

@@ -100,16 +100,19 @@ def _with_warmup(first: str, base: Base) -> Iterator[Method]:
 
 
 def _mlr_snet(base: Base, name: str, schedule: str, summary: str, learns: bool) -> Method:
-    """MLR-SNet measures the scale of its rate from the initial loss, by a rule that its authors fitted to SGD.
+    """MLR-SNet measures the scale of its rate from the initial loss, by a rule that its authors fitted to plain SGD.
 
-    Adam's steps have another unit: there the tuned rate is the scale.
+    Over momentum the scale is divided by as much as momentum lengthens a step, which is ours. Adam's steps have another
+    unit: there the tuned rate is the scale.
     """
     space: dict[str, Space] = {META_LR: LogUniform(1e-4, 1e-2)} if learns else {}
     defaults: dict[str, Any] = {META_LR: 1e-3} if learns else {}
     measured = base.optimizer == "sgd"
     if not measured:
         space, defaults = {LR: base.rates, **space}, {LR: base.lr, **defaults}
-    scale = "measured" if measured else "lr"
+    scale = "momentum" if "momentum" in base.options else "measured" if measured else "lr"
+    if scale == "momentum":
+        summary = f"{summary}; its scale times 1 - momentum, which is ours"
     return _under(base, name, schedule, summary, "arXiv 2007.14546", space=space, defaults=defaults, scale=scale)
 
 
