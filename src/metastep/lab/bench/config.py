@@ -66,7 +66,7 @@ class RunConfig:
         optimizer: name of the base optimizer.
         optimizer_options: its options besides the rate.
         lr: base rate, > 0; schedules that scale themselves do not read it unless ``scale`` says so.
-        scale: of a schedule that scales itself: "measured" from the initial loss, as published for SGD; "momentum": that
+        scale: of a schedule that scales itself: "measured" from the initial loss, as published; "momentum": that
             times 1 - momentum; or "lr".
         batch_size: examples a step, of all processes together, >= 1.
         total_steps: optimizer steps, >= 1.
