@@ -169,6 +169,27 @@ def test_damaged_records_are_refused(metastep, tmp_path: Path) -> None:
     refused(metastep("report", "records.jsonl"), "records.jsonl:1")
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize(
+    ("schema", "words"), [(0, "schema must be at least 1, got 0"), (2, "schema must be at most 1, got 2; use a newer")]
+)
+def test_a_record_of_another_schema_is_refused_in_words(metastep, schema: int, words: str, end: str) -> None:
+    Path("records.jsonl").write_text(f'{{"schema": {schema}}}\n{{"schema": {schema}}}{end}')
+    result = metastep("report", "records.jsonl")
+    refused(result, "records.jsonl:1", words)
+    assert ("remove or repeat that run" in result.err) == (schema == 0)
+
+
+def test_where_pages_cannot_be_drawn_the_records_are_kept(metastep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*arguments: object, **options: object) -> None:
+        raise ImportError("altair must be installed.")
+
+    monkeypatch.setattr("metastep.cli.compare.show_report", absent)
+    result = metastep("compare", *DIGITS[1:], "--schedules", "cosine", "--seeds", "1", "--out", "cmp", "--json")
+    refused(result, "altair must be installed. The records are kept; then type: metastep report cmp")
+    assert Path("cmp", "records.jsonl").stat().st_size > 0
+
+
 def test_the_report_of_an_unfinished_comparison_says_how_to_go_on(metastep, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "experiment.json").write_text('{"candidates": [1]}')

@@ -143,6 +143,15 @@ def test_a_missing_extra_is_named_in_one_line(installed, tmp_path: Path) -> None
     assert "metastep[data]" in done.stderr
 
 
+def test_a_new_project_trains_with_the_core_alone(installed, tmp_path: Path) -> None:
+    made = installed("metastep", "new", "mine", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    typed = made.stdout.splitlines()[-1].split()
+    done = installed(*typed, "--steps", "300", "--json", folder=tmp_path / "mine")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["final"]["accuracy"] > 0.9
+
+
 def first_block(page: str) -> str:
     return re.search(r"```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
 

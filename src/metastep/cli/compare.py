@@ -90,7 +90,10 @@ def execute_and_show(experiment: ExperimentRun, executor: Executor, command: str
         raise o.Stopped(resume, stop.exit_code)
     if experiment.plan.candidates:
         write_atomically(folder / "notes.txt", "\n".join(_notes(experiment.plan, records)) + "\n")
-    show_report(folder, experiment.plan.title, json=json)
+    try:
+        show_report(folder, experiment.plan.title, json=json)
+    except ImportError as error:
+        raise ImportError(f"{error} The records are kept; then type: metastep report {folder}") from error
 
 
 def usual_schedules(base: RunConfig) -> str:

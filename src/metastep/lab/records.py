@@ -155,6 +155,10 @@ def _check_curve(name: str, curve: Curve) -> None:
 # ---- reading and writing
 
 
+class NewerRecord(ValueError):
+    """A record that a later version wrote."""
+
+
 def encode_record(record: Record) -> bytes:
     """Return a record as one line of JSON, with the end of the line."""
     return msgspec.json.encode(record) + b"\n"
@@ -172,7 +176,7 @@ def decode_record(data: bytes | str, what: str) -> Record:
     """
     version = decode_json(data, _Version, what).schema
     if version > SCHEMA:
-        raise ValueError(f"{what}: schema must be at most {SCHEMA}, got {version}; use a newer metastep.")
+        raise NewerRecord(f"{what}: schema must be at most {SCHEMA}, got {version}; use a newer metastep.")
     if version < SCHEMA:
         data = _migrate(data, version, what)
     return decode_json(data, Record, what)
@@ -216,6 +220,8 @@ def read_records(path: Path, where: str | None = None) -> Iterator[tuple[str, Re
             continue
         try:
             yield place, decode_record(line, place)
+        except NewerRecord:
+            raise
         except ValueError as error:
             if row < len(lines):
                 raise ValueError(f"{str(error).rstrip('.')}; remove or repeat that run.") from error

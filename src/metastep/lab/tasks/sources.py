@@ -97,7 +97,7 @@ def find_files(
     raise MissingData(
         f"{name} must be on this machine as {'; or as '.join(map(str, layouts))}; none found in "
         f"{', '.join(os.path.abspath(root) for root in roots)}{partial}; "
-        f"pass data_dir or set METASTEP_DATA to the folder that holds it{f'; {where}' if where else ''}."
+        f"pass data_dir (--data PATH) or set METASTEP_DATA to the folder that holds it{f'; {where}' if where else ''}."
     )
 
 

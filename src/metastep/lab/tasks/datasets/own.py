@@ -112,7 +112,7 @@ def read_own_text(options: DataOptions, *, chunk: int, recurrent: bool) -> TextD
 
 def _place(options: DataOptions, what: str) -> Path:
     if options.data_dir is None:
-        raise MissingData(f"data_dir must name your data for this task: {what}; pass data_dir, or --data PATH.")
+        raise MissingData(f"data_dir must name your data for this task: {what}; --data PATH on the command line.")
     place = Path(options.data_dir).expanduser()
     if not place.exists():
         raise MissingData(f"data_dir must be {what}, got {place}, which is not there.")
