@@ -117,6 +117,18 @@ def test_the_validation_graph_is_freed_with_the_update() -> None:
 # ---- counting and arguments
 
 
+def test_a_meta_update_between_does_not_hide_that_somebody_else_sets_the_rate() -> None:
+    run, lr = attached(OPTIMIZERS["momentum"])
+    learner = learning(run, lr, every=2)
+
+    def step() -> None:
+        run.optimizer.param_groups[0]["lr"] *= 0.5
+        learner.step()
+
+    with pytest.warns(UserWarning, match="something else changes the optimizer's rate"):
+        train(run, lr, step, range(6))
+
+
 def test_it_learns_in_every_nth_call_unless_it_is_asked_otherwise() -> None:
     run, lr = attached(OPTIMIZERS["adam"])
     learner = learning(run, lr, every=3)
