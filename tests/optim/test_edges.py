@@ -24,7 +24,7 @@ def give(parameter, gradient):
 @every
 def test_the_first_step_moves_no_rate(name):
     model = network()
-    optimizer = hyper(name)(model.parameters(), lr=0.02, levels=ALL)
+    optimizer = hyper(name)(model.parameters(), lr=0.02, levels=ALL, safeguard=False)
     train(model, optimizer, 1)
     rates = optimizer.rates()[0]
     assert float(rates["global"]) == 0.02
@@ -59,6 +59,7 @@ def test_a_tensor_without_gradient_keeps_its_own_clock():
         hyper_lr=beta,
         scaled=False,
         weight_lr=0.0,
+        safeguard=False,
     )
     give(a, u["a"]), give(b, u["b"])
     optimizer.step()
@@ -101,7 +102,9 @@ def test_clipped_gradients_move_the_rates_by_the_clip_coefficient_times_the_exac
     models = network(), network()
     moved = []
     for model, clipped in zip(models, (False, True), strict=True):
-        optimizer = ours.HyperSGD(model.parameters(), lr=0.02, levels=("global",), rule="additive", hyper_lr=beta)
+        optimizer = ours.HyperSGD(
+            model.parameters(), lr=0.02, levels=("global",), rule="additive", hyper_lr=beta, safeguard=False
+        )
         train(model, optimizer, 1)
         optimizer.zero_grad()
         loss_of(model, 1).backward()
@@ -145,7 +148,7 @@ def test_sparse_gradients_are_refused_while_rates_adapt(name):
 @every
 def test_bfloat16_parameters_have_float32_rates(name):
     model = network(torch.bfloat16)
-    optimizer = hyper(name)(model.parameters(), lr=0.02, levels=ALL, hyper_lr=1e-4)
+    optimizer = hyper(name)(model.parameters(), lr=0.02, levels=ALL, hyper_lr=1e-4, safeguard=False)
     train(model, optimizer, 4, dtype=torch.bfloat16)
     for state in optimizer.state.values():
         assert all(value.dtype == torch.float32 for key, value in state.items() if key.endswith("_deviation"))
@@ -157,7 +160,7 @@ def test_bfloat16_parameters_have_float32_rates(name):
 def test_increments_below_half_an_ulp_of_the_rate_are_not_lost(level):
     """1000 steps of 5e-11 on a rate of 1e-3 in float32, where half an ulp is 5.8e-11: the rate itself would stay."""
     weight = leaf([1.0], torch.float32)
-    optimizer = ours.HyperSGD([weight], lr=1e-3, levels=(level,), rule="additive", hyper_lr=1e-8)
+    optimizer = ours.HyperSGD([weight], lr=1e-3, levels=(level,), rule="additive", hyper_lr=1e-8, safeguard=False)
     for _ in range(1001):
         give(weight, [math.sqrt(5e-3)])
         optimizer.step()
@@ -204,7 +207,7 @@ def test_scalars_and_empty_tensors_are_parameters_too(name, levels):
 
 def test_only_empty_tensors_are_no_trouble():
     empty = leaf(torch.zeros(0, 3))
-    optimizer = ours.HyperAdam([empty], lr=0.02, levels=ALL)
+    optimizer = ours.HyperAdam([empty], lr=0.02, levels=ALL, safeguard=False)
     for _ in range(3):
         give(empty, torch.zeros(0, 3))
         optimizer.step()
@@ -214,7 +217,9 @@ def test_only_empty_tensors_are_no_trouble():
 def test_tied_weights_count_once_with_their_whole_gradient():
     torch.manual_seed(0)
     tied = torch.nn.Linear(3, 3, bias=False).double()
-    optimizer = ours.HyperSGD(tied.parameters(), lr=0.02, levels=("layer",), rule="additive", hyper_lr=1e-3)
+    optimizer = ours.HyperSGD(
+        tied.parameters(), lr=0.02, levels=("layer",), rule="additive", hyper_lr=1e-3, safeguard=False
+    )
     gradients = []
     for step in range(2):
         optimizer.zero_grad()
@@ -230,7 +235,7 @@ def test_tied_weights_count_once_with_their_whole_gradient():
 def test_a_null_direction_moves_no_cosine_rate(name):
     """A gradient of rounding noise beside real ones: a cosine of two noise vectors would be a number of order 1."""
     real, noise = leaf([1.0] * 10), leaf([1.0] * 10)
-    optimizer = hyper(name)([("real", real), ("noise", noise)], lr=0.02, levels=("layer",))
+    optimizer = hyper(name)([("real", real), ("noise", noise)], lr=0.02, levels=("layer",), safeguard=False)
     for step in range(4):
         give(real, torch.full((10,), 1.0 + 0.1 * step))
         give(noise, torch.full((10,), 1e-17))
@@ -245,7 +250,9 @@ def test_a_null_direction_moves_no_cosine_rate(name):
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e38])
 def test_a_bad_gradient_is_rejected_and_counted(name, poison):
     good, bad = leaf([1.0, 2.0], torch.float32), leaf([1.0, 2.0], torch.float32)
-    optimizer = hyper(name)([("good", good), ("bad", bad)], lr=0.02, levels=("global", "layer", "parameter"))
+    optimizer = hyper(name)(
+        [("good", good), ("bad", bad)], lr=0.02, levels=("global", "layer", "parameter"), safeguard=False
+    )
     for step in range(4):
         give(good, [1.0, 1.0])
         give(bad, [1.0, poison if step == 2 else 1.0])

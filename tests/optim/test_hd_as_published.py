@@ -29,7 +29,8 @@ def test_it_is_the_additive_rule_at_the_global_level(cls, lr, beta):
         torch.nn.utils.vector_to_parameters(theta, scratch.parameters())
         return flat(torch.autograd.grad(loss_of(scratch, step), list(scratch.parameters())))
 
-    optimizer = cls(model.parameters(), lr=lr, rule="additive", levels=("global",), reduce="sum", hyper_lr=beta)
+    options = {"rule": "additive", "levels": ("global",), "reduce": "sum", "hyper_lr": beta, "safeguard": False}
+    optimizer = cls(model.parameters(), lr=lr, **options)
     for step, (theta, rate) in enumerate(
         published(flat(model.parameters()), gradient_of, lr, beta, adam=cls is HyperAdam)
     ):

@@ -91,6 +91,7 @@ def test_the_shared_hypergradient_is_weighted_with_the_ratios():
         scope="all",
         rule="additive",
         hyper_lr=1e-2,
+        safeguard=False,
     )
     for _ in range(2):
         give(a, [2.0]), give(b, [5.0])
@@ -103,6 +104,7 @@ def test_layers_can_be_modules_and_biases_can_share_the_rates_of_their_rows():
     optimizer = ours.HyperSGD(
         model.named_parameters(), lr=0.02, levels=("layer", "unit"), rule="additive", hyper_lr=1e-3,
         layers="module", tie_bias=True, unit_dims={"2.weight": 1}, scaled=False, weight_lr=0.0,
+        safeguard=False,
     )  # fmt: skip
     train(model, optimizer, 1)
     old = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -133,7 +135,7 @@ def test_units_of_recurrent_attention_and_embedding_weights():
     assert shapes["rnn.weight_ih_l0"] == shapes["rnn.bias_ih_l0"] == (16,)
     assert shapes["mix.in_proj_weight"] == shapes["mix.in_proj_bias"] == (12,)
     assert shapes["look.weight"] == (1,)
-    rows = ours.HyperSGD(modules.named_parameters(), lr=0.02, levels=("unit",), hyper_lr=0.05)
+    rows = ours.HyperSGD(modules.named_parameters(), lr=0.02, levels=("unit",), hyper_lr=0.05, safeguard=False)
     for tokens in ([1, 2], [1, 3]):
         rows.zero_grad()
         modules["look"](torch.tensor(tokens)).square().sum().backward()
@@ -167,6 +169,7 @@ def test_rates_moved_by_an_optimizer_are_what_that_optimizer_does():
         momentum=0.9,
         levels=("layer",),
         rule=lambda rates: torch.optim.Adam(rates, lr=0.01),
+        safeguard=False,
     )
     logs = torch.zeros(8, dtype=torch.float64)
     by_hand = torch.optim.Adam([logs], lr=0.01)

@@ -20,7 +20,7 @@ def pair(variant, *, levels=ALL_LEVELS, **options):
     total = sum(GAMMA[j] for j in levels)
     gamma = {j: GAMMA[j] / total for j in levels}
     ids = group_ids([p.shape for _, p in named], unit_dims)
-    hyper = {"rule": "exponentiated", "hyper_lr": 0.05, "weight_lr": 0.1} | options
+    hyper = {"rule": "exponentiated", "hyper_lr": 0.05, "weight_lr": 0.1, "safeguard": False} | options
     if not isinstance(hyper["hyper_lr"], dict):
         hyper["hyper_lr"] = dict.fromkeys(levels, hyper["hyper_lr"])
     regularized = "pull" in hyper
@@ -62,7 +62,7 @@ def follow(model, optimizer, reference, steps, schedule=lambda t: 1.0):
         reference.step(gradient, schedule(t))
         group["lr"] = reference.lr * schedule(t)
         optimizer.step()
-        torch.testing.assert_close(flat(model.parameters()), reference.theta, rtol=0, atol=1e-11)
+        torch.testing.assert_close(flat(model.parameters()), reference.theta, rtol=1e-9, atol=1e-11)
 
 
 def assert_same_rates(optimizer, reference, tolerance=1e-10):
@@ -87,6 +87,26 @@ def test_twelve_steps_of_every_level_follow_the_reference(variant, rule):
     model, optimizer, reference = pair(variant, rule=rule, hyper_lr=hyper_lr)
     follow(model, optimizer, reference, 12)
     assert_same_rates(optimizer, reference)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("levels", [("global", "layer"), ALL_LEVELS])
+def test_the_safeguard_follows_the_reference(variant, levels):
+    """Twenty steps that end with a gradient turned round and grown: it warms up, and cuts."""
+    model, optimizer, reference = pair(variant, levels=levels, safeguard=True)
+    warmed = []
+    for t in range(20):
+        optimizer.zero_grad()
+        (loss_of(model, t % 3) * (-30.0 if t == 14 else 1.0)).backward()
+        reference.theta = flat(model.parameters())
+        reference.step(flat([p.grad for p in model.parameters()]))
+        optimizer.step()
+        torch.testing.assert_close(flat(model.parameters()), reference.theta, rtol=1e-9, atol=1e-11)
+        assert float(optimizer.rates()[0]["cut"]) == pytest.approx(reference.cut, rel=1e-9)
+        warmed.append(reference.cut)
+    assert warmed[0] == 0.1
+    assert warmed[13] == 1.0
+    assert min(warmed[14:]) < 0.5
 
 
 @pytest.mark.parametrize("combine", ["project", "softmax", "divide", "fixed"])

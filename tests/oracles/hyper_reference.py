@@ -80,7 +80,7 @@ class Reference:
     def __init__(
         self, theta, ids, direction, *, lr, levels, rule, hyper_lr, gamma, weight_lr=0.0, combine="project",
         scaled=True, reduce="sum", weight_decay=0.0, decoupled=0.0, objective="regularized", include_decay=False,
-        pull=None, pull_form="implicit",
+        pull=None, pull_form="implicit", safeguard=False,
     ):  # fmt: skip
         self.theta, self.ids, self.direction = theta.clone(), ids, direction
         self.levels, self.rule, self.beta, self.delta = levels, rule, hyper_lr, weight_lr
@@ -91,6 +91,7 @@ class Reference:
         self.alpha = {j: torch.full((int(ids[j].max()) + 1,), lr, dtype=F64) for j in levels}
         self.gamma = dict(gamma) if pull is None else {j: float(j == levels[-1]) for j in levels}
         self.u_prev = None
+        self.safeguard, self.usual, self.cut, self.warming = safeguard, None, 0.1 if safeguard else 1.0, True
 
     def alpha_star(self):
         return sum(self.gamma[j] * self.alpha[j][self.ids[j]] for j in self.levels)
@@ -99,11 +100,36 @@ class Reference:
         """g: gradient of the data loss at theta; schedule: what a scheduler multiplies the rates with in this step."""
         g_tilde = g + self.wd * self.theta
         if self.u_prev is not None:
-            self.adapt(g_tilde if self.objective == "regularized" else g)
+            judged = g_tilde if self.objective == "regularized" else g
+            if self.safeguard:
+                self.look(judged)
+            self.adapt(judged)
+        schedule = schedule * self.cut
         u = self.direction(g_tilde)
         d = u + self.decoupled * self.theta
-        self.theta = self.theta - schedule * self.alpha_star() * d
+        rate = schedule * self.alpha_star()
+        if self.safeguard and self.decoupled:
+            rate = rate.clamp(max=max(0.02, self.lr * self.decoupled) / self.decoupled)
+        self.theta = self.theta - rate * d
         self.u_prev, self.schedule = (d if self.include_decay else u), schedule
+
+    def look(self, g):
+        """The safeguard: cut the rates where the last step ran into a slope of more than 1.5 usual gradients."""
+        norm = math.log(float(g.norm()))
+        usual = norm if self.usual is None else self.usual
+        last = self.schedule * self.alpha_star() * self.u_prev
+        if "parameter" in self.levels:  # single elements count as they stood at the start
+            moved = self.gamma["parameter"] * (self.alpha["parameter"] - self.lr)
+            size = float((last - self.schedule * moved * self.u_prev).norm())
+        else:
+            size = float(last.norm())
+        cosine = min(max(float(g @ last) / (float(g.norm()) * size), -1.0), 1.0)
+        slope = -cosine * math.exp(norm - usual)
+        if slope > 1.5:
+            self.cut, self.warming = max(self.cut * max(1 / (1 + slope), 0.01), 1e-4), False
+        elif self.warming:
+            self.cut = max(self.cut, min(1.25 * self.cut, 1.0))
+        self.usual = 0.9 * usual + 0.1 * norm
 
     def adapt(self, g):
         u = self.schedule * self.u_prev

@@ -32,6 +32,16 @@ the rate after its plain hypergradient step:
 
 The target "previous" is the child's own rate of the step before; in the explicit form its term is zero. The strengths
 are lambda = w / (2 beta (1 - sum w)) for the implicit form and lambda = w / (2 beta) for the other two.
+
+What keeps all of them from running away is the safeguard of a group, `guarded`: a cut that multiplies every rate. With
+the last step d = alpha* u as it was applied, and |g| as it usually is (the mean of its logarithm over about ten steps),
+the slope that the step ran into, in usual gradients, is
+
+    q = -<g_t, d> / (|d| usual |g|)
+
+q > 1.5 means that the step went beyond the minimum along its own line and up the other side, by more than noise does:
+then cut <- cut / (1 + q), where a secant between a usual slope and this one has its zero. Rates begin at a tenth and
+rise to their own within about ten steps, unless such a step comes before.
 """
 
 from __future__ import annotations
@@ -57,6 +67,14 @@ PREVIOUS = "previous"
 # Below this share of the product that its size would give it, a group's |g| |u| counts as rounding noise.
 NULL_DIRECTION = 1e-6
 SMALLEST_WEIGHT = 1e-8
+
+# The safeguard. Chosen on a perceptron without noise, digits/mlp and mnist/mlp; see docs/optimizers.md.
+WARM_START, WARM_GROWTH = 0.1, 1.25  # the first cut, and its factor per step on the way up to 1
+LEAST_CUT = 1e-4  # as far as the rates themselves go by default
+NORM_MEMORY = 0.9  # of the logarithm of the gradient's norm
+STEEPEST = 1.5  # q beyond which a step has gone too far
+DEEPEST_CUT = 0.01  # of one step
+MOST_DECAY = 0.02  # of a parameter that decoupled decay takes in one step, unless the initial rate takes more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +188,42 @@ def bounded(deviation: Tensor, step: Tensor, low: float, high: float) -> tuple[T
     moved = torch.where(rejected, deviation, deviation + step.to(deviation.dtype))
     kept = moved.clamp(low, high)
     return kept, kept != moved, rejected
+
+
+def fresh_guard(warm: bool) -> list[float]:
+    """The safeguard of a group before its first step, see `guarded`."""
+    return [-math.inf, WARM_START if warm else 1.0, float(warm)]
+
+
+def guarded(guard: Tensor, gradient_square: Tensor, descent: Tensor, step_square: Tensor) -> Tensor:
+    """The safeguard of a group after one more gradient; what is not finite is left out.
+
+    Args:
+        guard: (3,) logarithm of the usual gradient norm (-inf for none so far), cut, and 1 while rates still warm up.
+        gradient_square: |g_t|^2, ().
+        descent: <g_t, d> with d the last step as it was applied, ().
+        step_square: |d|^2, ().
+    """
+    usual, cut, warming = guard.to(gradient_square.dtype)
+    norm = 0.5 * gradient_square.log()
+    usual = torch.where(usual.isfinite(), usual, norm)
+    aligned = (descent / (gradient_square * step_square).sqrt()).clamp(-1.0, 1.0)
+    slope = -aligned * (norm - usual).exp()
+    beyond = slope > STEEPEST  # False for NaN
+    warming = torch.where(beyond, 0.0, warming)
+    warmed = torch.maximum(cut, (cut * WARM_GROWTH).clamp(max=1.0))
+    cut = torch.where(
+        beyond,
+        (cut * (1 / (1 + slope)).clamp(min=DEEPEST_CUT)).clamp(min=LEAST_CUT),
+        torch.where(warming > 0, warmed, cut),
+    )
+    usual = torch.where(norm.isfinite(), NORM_MEMORY * usual + (1 - NORM_MEMORY) * norm, usual)
+    return torch.stack([usual, cut, warming])
+
+
+def rate_limit(initial: float, decay: float) -> float:
+    """The largest rate under decoupled decay: their product stays below 0.02, or at what the initial rate makes it."""
+    return min(max(MOST_DECAY, initial * decay), 0.99) / decay if decay > 0 else math.inf
 
 
 def learn_weights(combine: str, weights: Tensor, slopes: Tensor, weight_lr: float) -> Tensor:

@@ -15,6 +15,7 @@ from metastep.core.rates import (
     bounded,
     cosine,
     deviation_of,
+    guarded,
     increment,
     learn_weights,
     rate_of,
@@ -22,10 +23,11 @@ from metastep.core.rates import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from metastep.optim.group_state import GroupState
     from metastep.optim.options import Options, RateOptimizer
+    from metastep.optim.two_pass import GroupStep
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,44 @@ def share_global(parts: list[GlobalSums]) -> list[GlobalSums]:
 
 
 def share_rate(source: GroupState, groups: Iterable[GroupState | None]) -> None:
-    """Under scope="all" every group holds the global rate of the source, in the ratio of the initial rates."""
+    """Under scope="all" every group holds the global rate of the source, in the ratio of the initial rates.
+
+    Its safeguard too: a group that joins late would begin with a cut of its own.
+    """
     for state in groups:
-        if state is not None and state is not source and "global" in state.deviations:
+        if state is None or state is source:
+            continue
+        state.guard.copy_(source.guard)
+        if "global" in source.deviations and "global" in state.deviations:
             ratio = state.bounds.initial / (source.bounds.initial or 1.0) if state.rule == "additive" else 1.0
             low, high = state.bounds.deviations(state.rule)
             shared = source.deviations["global"].to(state.weights.device, state.dtype) * ratio
             state.deviations["global"].copy_(shared.clamp(low, high))
+
+
+def guard(steps: Sequence[GroupStep], shared: bool) -> None:
+    """Move the safeguards of some groups by one step; of groups that share a rate, by the sums of all."""
+    readings = [guard_sums(step.state, step.rows, step.fresh) for step in steps if step.rows is not None]
+    for step, reading in zip(steps, readings, strict=True):
+        sums = torch.stack([r.to(reading.device) for r in readings]).sum(dim=0) if shared else reading
+        step.state.guard.copy_(guarded(step.state.guard, *sums))
+
+
+def guard_sums(state: GroupState, rows: Tensor, fresh: Tensor | None) -> Tensor:
+    """What the safeguard looks at, (3,): |g|^2, and with the last step d as it was applied <g, d> and |d|^2.
+
+    Elementwise rates enter <g, d> as they are, and |d| as if they stood at the group's initial rate.
+    """
+    square = rows[1].sum()
+    if fresh is not None:
+        rows = torch.where(fresh, rows, 0.0)
+    rates = state.combined_rows().to(rows.dtype)
+    descent = (rates * rows[0]).sum()
+    if "parameter" in state.levels:
+        share = state.weights[-1].to(rows.dtype)
+        descent = descent + share * rows[3].sum()
+        rates = rates + share * state.bounds.initial
+    return torch.stack([square, descent, (rates * rates * rows[2]).sum()])
 
 
 def adapt(options: Options, state: GroupState, rows: Tensor, whole: GlobalSums, fresh: Tensor | None) -> None:

@@ -8,6 +8,7 @@ the two. Where a view was replaced (by loading, or by moving state between devic
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from metastep.core.distributed import (
 )
 from metastep.core.inner import spread
 from metastep.core.levels import RowLayout, default_unit_dim, make_layout
-from metastep.core.rates import rate_of
+from metastep.core.rates import fresh_guard, rate_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ State = dict[str, Any]
 
 # Keys that every adapting parameter has in `state`, beside its direction's buffers and one "..._deviation" per level.
 SHARED_KEYS = ("step", "last_factor", "last_update", "combination_weights", "rejections")
+SAFEGUARD = "safeguard"  # which states of earlier versions lack
 
 
 def deviation_key(level: str) -> str:
@@ -48,7 +50,7 @@ def deviation_key(level: str) -> str:
 
 def rate_keys(levels: Sequence[str]) -> tuple[str, ...]:
     """State keys that belong to the rates of these levels."""
-    return (*SHARED_KEYS, *(deviation_key(level) for level in levels))
+    return (*SHARED_KEYS, SAFEGUARD, *(deviation_key(level) for level in levels))
 
 
 def real_view(tensor: Tensor) -> Tensor:
@@ -79,7 +81,9 @@ class GroupState:
         weights: (J,) combination weights.
         rejections: (2, J) int64, updates that were clipped and that were rejected so far.
         counts: (T,) updates of each member.
-        factors: (T,) schedule factor at each member's last update.
+        factors: (T,) schedule factor at each member's last update, times the cut of the safeguard.
+        guard: (3,) the safeguard: logarithm of the usual gradient norm, cut, warm-up; see `guarded`.
+        limit: Largest rate that is applied; infinite without decoupled decay.
         last_updates: Per member, the optimizer step of its last update, 0 before it.
         plain_deviations: Level to deviations of this step before their regularization, in the virtual form.
         alignment: Level to the cosines of the last step, as packed as the deviations; empty before the second step.
@@ -105,6 +109,12 @@ class GroupState:
         self.shards = shards_of(members, self.layout)
         double = any(p.dtype in (torch.float64, torch.complex128) for p in members) and device.type != "mps"
         self.dtype = torch.float64 if double else torch.float32
+        if options.safeguard and any(map(is_flattened, members)):
+            raise ValueError(
+                "safeguard must be False for parameters that FSDP1 has flattened, got True: a rank has a piece of one "
+                "long vector, and would cut rates of its own; shard with torch.distributed.fsdp.fully_shard."
+            )
+        self.limit = math.inf
         self._pack(options, states, device)
         self.alignment: dict[str, Tensor] = {}
         self.plain_deviations: dict[str, Tensor] = {}
@@ -125,6 +135,8 @@ class GroupState:
             if level != "parameter"
         }
         self.weights = torch.tensor(options.start_weights, dtype=self.dtype, device=device)
+        warm = options.safeguard and not any(self.last_updates)
+        self.guard = torch.tensor(fresh_guard(warm), dtype=self.dtype, device=device)
         self.rejections = torch.zeros(2, len(self.levels), dtype=torch.int64, device=device)
         self.elementwise: list[Tensor] = []
         for i, (parameter, state) in enumerate(zip(self.members, states, strict=True)):
@@ -149,6 +161,7 @@ class GroupState:
             "last_factor": self.factors[i],
             "combination_weights": self.weights,
             "rejections": self.rejections,
+            SAFEGUARD: self.guard,
         }
         if "global" in self.deviations:
             views[deviation_key("global")] = self.deviations["global"][0]
@@ -236,10 +249,15 @@ class GroupState:
             self._lr_written = lr
         return self.lr
 
-    def write_factors(self, lr: float | Tensor, chosen: Tensor | None) -> None:
-        """Note the schedule factor of this step for the chosen members, (T,) bool; None for all."""
+    def factor(self, lr: float | Tensor, guarded: bool) -> Tensor:
+        """() what multiplies the rates now: the schedule's `lr` relative to the initial one, times the cut."""
         lr = self.write_lr(lr)
         factor = lr / self.bounds.initial if self.bounds.initial > 0 else torch.ones_like(lr)
+        return factor * self.guard[1] if guarded else factor
+
+    def write_factors(self, lr: float | Tensor, chosen: Tensor | None, guarded: bool) -> None:
+        """Note the factor of this step for the chosen members, (T,) bool; None for all."""
+        factor = self.factor(lr, guarded)
         if chosen is None:
             self.factors.copy_(factor.expand_as(self.factors))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 import weakref
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -15,17 +16,19 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from metastep.core.distributed import is_sharded, rank_count
+from metastep.core.rates import rate_limit
 from metastep.optim import readout
 from metastep.optim.adapt import (
     GlobalSums,
     RateOptimizerStep,
     adapt,
     global_sums,
+    guard,
     scaled_rows,
     share_global,
     share_rate,
 )
-from metastep.optim.group_state import SHARED_KEYS, GroupState, rate_keys, start_buffers
+from metastep.optim.group_state import SAFEGUARD, SHARED_KEYS, GroupState, rate_keys, start_buffers
 from metastep.optim.options import (
     BY_OPTIMIZER,
     DEFAULT_HYPER_LR,
@@ -109,6 +112,10 @@ class HyperOptimizer(Optimizer):
         """Whether weight decay stands beside the direction instead of in it."""
         del group
         return False
+
+    def decoupled_decay(self, group: Group) -> float:
+        """The decay that the rate multiplies beside the direction."""
+        return float(group["weight_decay"]) if self.decoupled(group) else 0.0
 
     def base_of(self, group: Group) -> type[Optimizer]:
         """The base optimizer of a group."""
@@ -227,7 +234,7 @@ class HyperOptimizer(Optimizer):
         self.between_passes(steps)
         self._adapt(steps)
         for step in steps:
-            step.state.write_factors(step.lr, step.active_mask)
+            step.state.write_factors(step.lr, step.active_mask, step.options.safeguard)
             step.passes.move(step)
             for i in step.active:
                 step.state.last_updates[i] = step.state.states[i]["last_update"] = self._clock + 1
@@ -320,13 +327,14 @@ class HyperOptimizer(Optimizer):
             parts.append(global_sums(step.options, step.state, step.rows, step.fresh, ratio))
         if shared:
             parts = share_global(parts)
+        guard([step for step in moving if step.options.safeguard], shared)
         for step, whole in zip(moving, parts, strict=True):
             assert step.rows is not None
             if step.options.rule == BY_OPTIMIZER:
                 self._step_rate_optimizer(step, step.rows, whole)
             else:
                 adapt(step.options, step.state, step.rows, whole, step.fresh)
-        if shared and "global" in moving[0].state.deviations:
+        if shared:
             share_rate(moving[0].state, self._states)
 
     def _step_rate_optimizer(self, step: GroupStep, rows: Tensor, whole: GlobalSums) -> None:
@@ -354,11 +362,12 @@ class HyperOptimizer(Optimizer):
             members = [p for p in group["params"] if id(p) in here or "last_update" in self.state.get(p, ())]
         states = [self.state[p] for p in members]
         packed = self._states[position]
-        if packed is not None and packed.serves(settings.options, members, states, settings.buffers):
-            return packed, settings
-        for p, state in zip(members, states, strict=True):
-            start_buffers(p, state, settings.direction)
-        self._states[position] = packed = GroupState(group, settings.options, members, states)
+        if packed is None or not packed.serves(settings.options, members, states, settings.buffers):
+            for p, state in zip(members, states, strict=True):
+                start_buffers(p, state, settings.direction)
+            self._states[position] = packed = GroupState(group, settings.options, members, states)
+        safe, decay = settings.options.safeguard, self.decoupled_decay(group)
+        packed.limit = rate_limit(settings.options.initial_rate, decay) if safe else math.inf
         return packed, settings
 
     def _forget(self) -> None:
@@ -429,7 +438,9 @@ class HyperOptimizer(Optimizer):
         result = []
         for position, (saved, group) in enumerate(zip(given["param_groups"], self.param_groups, strict=False)):
             plain = set(KEYS).isdisjoint(saved)
-            if plain:
+            if not plain:  # states of earlier versions lack it
+                saved = {SAFEGUARD: group[SAFEGUARD], **saved}
+            else:
                 saved = {**{key: group[key] for key in (*NEWER_IN_TORCH, *KEYS) if key in group}, **saved}
             if saved.get("rule") == "driven":  # as older states say
                 saved = {**saved, "rule": BY_OPTIMIZER}
@@ -457,7 +468,7 @@ class HyperOptimizer(Optimizer):
                 continue
             adapting = any(prefix + key in state for key in (*SHARED_KEYS[1:], "layer_deviation", "global_deviation"))
             wanted = (*rate_keys(saved["levels"]), *buffers) if adapting else self.base_keys(saved)
-            for key in (prefix + key for key in wanted):
+            for key in (prefix + key for key in wanted if key != SAFEGUARD):
                 if key not in state:
                     raise ValueError(
                         f"state_dict must have {key!r} in the state of parameter {index}, got {sorted(state)}; "

@@ -164,8 +164,8 @@ class HyperAdam(HyperOptimizer):
         >>> opt = HyperAdam(model.parameters(), lr=1e-2, levels=("layer",))
         >>> model(torch.ones(4, 3)).square().mean().backward()
         >>> opt.step()
-        >>> float(opt.rates()[0]["layer"]["0"])  # the first step has no last direction to learn from
-        0.009999999776482582
+        >>> float(opt.rates()[0]["layer"]["0"])  # the first step is a tenth: see `safeguard`
+        0.0010000000474974513
     """
 
     base: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam

@@ -38,6 +38,7 @@ class HyperOptions(TypedDict, total=False):
     weight_lr: float
     min_lr: float | None
     max_lr: float | None
+    safeguard: bool
     layers: str
     compiled: bool | None
     # Those of `FurtherOptions`.
@@ -112,6 +113,7 @@ class Options(FurtherOptions):
         weight_lr: Rate of the combination weights.
         min_lr: Least rate; None for 1e-4 times the initial one.
         max_lr: Greatest rate; None for 1e4 times the initial one.
+        safeguard: Whether the rates are kept from running away.
         layers: Whether a layer is a tensor or a module.
         compiled: Whether fused or compiled passes are asked for; None leaves the choice to the package.
         initial_rate: What all rates start from.
@@ -126,6 +128,7 @@ class Options(FurtherOptions):
     weight_lr: float = 0.02
     min_lr: float | None = None
     max_lr: float | None = None
+    safeguard: bool = True
     layers: str = "tensor"
     compiled: bool | None = None
     initial_rate: float = 0.0
@@ -142,6 +145,7 @@ class Options(FurtherOptions):
         choice("rule", self.rule, (*RULES, BY_OPTIMIZER))
         choice("combine", self.combine, COMBINATIONS)
         choice("layers", self.layers, LAYERS)
+        flag("safeguard", self.safeguard)
         flag("compiled", self.compiled, optional=True)
         number("weight_lr", self.weight_lr)
         object.__setattr__(self, "hyper_lr", self._checked_hyper_lr())

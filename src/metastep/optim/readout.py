@@ -38,9 +38,9 @@ def rates(optimizer: Readable) -> list[dict[str, Any]]:
         "parameter": name to a tensor of its shape), "combined" (name to the rate that multiplies the direction, of a
         shape that broadcasts against the parameter), "weights", "clipped" and "rejected" (level to 0-d) and
         "alignment" (level to the last cosine between gradient and last direction, shaped like the level; empty until
-        the second step). All rates include the schedule factor that `group["lr"]` now stands for. A parameter that
-        has had no gradient yet stands at the group's `lr`. Of sharded parameters "parameter" and, beside it, "combined"
-        are of the part that is here.
+        the second step) and "cut" (0-d, what the safeguard leaves of the rates). All rates include the cut and the
+        schedule factor that `group["lr"]` now stands for. A parameter that has had no gradient yet stands at the
+        group's `lr`. Of sharded parameters "parameter" and, beside it, "combined" are of the part that is here.
     """
     with torch.no_grad():
         return [
@@ -55,7 +55,7 @@ def read_group(group: Group, options: Options, packed: GroupState | None) -> dic
     single = torch.promote_types(torch.get_default_dtype(), torch.float32)  # whatever the default is
     lr = group["lr"].reshape(()) if isinstance(group["lr"], torch.Tensor) else torch.tensor(group["lr"], dtype=single)
     levels = options.levels
-    result: dict[str, Any] = {level: {} for level in levels} | {"combined": {}}
+    result: dict[str, Any] = {level: {} for level in levels} | {"combined": {}, "cut": torch.ones(())}
     if "global" in levels:
         result["global"] = lr.clone() if packed is None else packed.rates("global")[0]
     for name, parameter in zip(names, group["params"], strict=True):
@@ -70,7 +70,8 @@ def read_group(group: Group, options: Options, packed: GroupState | None) -> dic
         result["weights"] = dict(zip(levels, torch.tensor(options.start_weights, dtype=single), strict=True))
         none = {level: torch.zeros((), dtype=torch.int64) for level in levels}
         return result | {"clipped": none, "rejected": dict(none), "alignment": {}}
-    factor = packed.write_lr(group["lr"]) / packed.bounds.initial if packed.bounds.initial > 0 else 1.0
+    factor = packed.factor(group["lr"], options.safeguard)
+    result["cut"] = packed.guard[1].clone() if options.safeguard else torch.ones(())
     if "global" in levels:
         result["global"] = result["global"] * factor
     by_level = {level: packed.rates(level) * factor for level in packed.deviations}
@@ -83,9 +84,9 @@ def read_group(group: Group, options: Options, packed: GroupState | None) -> dic
         if "parameter" in levels:
             fine = packed.elementwise_rates(i) * factor
             result["parameter"][name] = fine
-            result["combined"][name] = combined[i] + packed.weights[-1] * fine
+            result["combined"][name] = (combined[i] + packed.weights[-1] * fine).clamp(max=packed.limit)
         else:
-            result["combined"][name] = combined[i].clone()
+            result["combined"][name] = combined[i].clamp(max=packed.limit)
     alignment: dict[str, Any] = {level: {} for level in packed.alignment}
     if "global" in alignment:
         alignment["global"] = packed.alignment["global"][0].clone()

@@ -7,6 +7,7 @@ rows.
 
 from __future__ import annotations
 
+import math
 import operator
 import types
 from collections.abc import Callable
@@ -76,6 +77,7 @@ class AppliedRates:
         factors: (A,) schedule factor at each tensor's last update.
         weight: () weight f of the elementwise hypergradient.
         parents: Per target of the regularization, per active tensor, that level's rates, broadcastable.
+        limit: () largest rate that is applied; None for none.
     """
 
     rows: list[Tensor]
@@ -84,6 +86,7 @@ class AppliedRates:
     factors: Tensor
     weight: Tensor
     parents: dict[str, list[Tensor]]
+    limit: Tensor | None
 
 
 @dataclass(kw_only=True)
@@ -184,9 +187,11 @@ def add_up(steps: Sequence[GroupStep]) -> None:
     cut = [
         (step, rows, shards)
         for step in steps
-        if (shards := step.state.shards) is not None and (rows := step.rows) is not None and step.state.deviations
+        if (shards := step.state.shards) is not None
+        and (rows := step.rows) is not None
+        and (step.state.deviations or step.options.safeguard)
     ]
-    if not cut:  # rates of single elements need nothing of other ranks
+    if not cut:  # rates of single elements alone need nothing of other ranks
         return
     ranks = cut[0][2].ranks
     if any(shards.ranks is not ranks for _, _, shards in cut):
@@ -266,9 +271,10 @@ def with_decay(
 
 def total_rate(elements: ElementRule | None, rates: AppliedRates, i: int) -> Tensor:
     """The rate that multiplies the direction of tensor i, broadcastable against it."""
-    if elements is None:
-        return rates.rows[i]
-    return rates.rows[i] + rates.shares[i] * rate_of(rates.deviations[i], elements.bounds, elements.rule)
+    rate = rates.rows[i]
+    if elements is not None:
+        rate = rate + rates.shares[i] * rate_of(rates.deviations[i], elements.bounds, elements.rule)
+    return rate if rates.limit is None else torch.minimum(rate, rates.limit)
 
 
 def move_elementwise(rule: ElementRule, rates: AppliedRates, i: int, product: Tensor) -> list[Tensor]:
@@ -411,6 +417,9 @@ def applied_rates(step: GroupStep, rows: bool = True) -> AppliedRates:
         if step.direction.taken:
             total = total - state.lr
         combined = row_views(total if chosen is None else total[chosen], settings.unit_dims, step.parameters)
+    limit = None
+    if state.limit != math.inf:
+        limit = torch.full_like(state.lr, state.limit) - (state.lr if step.direction.taken else 0.0)
     return AppliedRates(
         rows=combined,
         deviations=[] if elements is None else [state.elementwise[i] for i in step.active],
@@ -418,6 +427,7 @@ def applied_rates(step: GroupStep, rows: bool = True) -> AppliedRates:
         factors=factors,
         weight=weight if step.options.weighs_hypergradients else weight.new_ones(()),
         parents=parents,
+        limit=limit,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metastep.optim.two_pass import GroupStep
 
 
+DECOUPLED = ("AdamW", "Muon", "Adafactor")  # optimizers of torch with decoupled decay and no flag that says so
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 #: Times the initial rate, where the base shows its direction: 256 times the most that rates reach by default.
 PROBE = 256 * BOUND_FACTOR
@@ -72,6 +73,12 @@ class Hyper(HyperOptimizer):
 
     def check_arguments(self, group: Group) -> None:
         """The base optimizer has checked its own arguments."""
+
+    def decoupled_decay(self, group: Group) -> float:
+        """The base's decay where it is decoupled; in the steps that are read it is a part of the direction."""
+        kinds = {kind.__name__ for kind in type(self.optimizer).__mro__}
+        decoupled = group.get("decoupled_weight_decay", not kinds.isdisjoint(DECOUPLED))
+        return float(group.get("weight_decay", 0.0)) if decoupled else 0.0
 
     def direction(self, group: Group) -> Displacement:
         """What the last step did."""

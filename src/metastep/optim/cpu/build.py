@@ -12,12 +12,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from metastep.core.rates import NULL_DIRECTION, SMALLEST_WEIGHT
+from metastep.core import rates
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+#: Of core/rates.py, which the kernels share.
+CONSTANTS = ("NULL_DIRECTION", "SMALLEST_WEIGHT", "STEEPEST", "DEEPEST_CUT", "LEAST_CUT", "WARM_GROWTH", "NORM_MEMORY")
 FLAGS = (
     *("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"),
-    *(f"-DNULL_DIRECTION={NULL_DIRECTION!r}", f"-DSMALLEST_WEIGHT={SMALLEST_WEIGHT!r}"),
+    *(f"-D{name}={getattr(rates, name)!r}" for name in CONSTANTS),
 )
 
 

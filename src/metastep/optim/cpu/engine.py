@@ -84,7 +84,7 @@ class CSettings(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_float) for name in ("sign", "decay", "judged_decay", "decoupled")),
-        *((name, ctypes.c_float) for name in ("momentum", "dampening", "eps")),
+        *((name, ctypes.c_float) for name in ("momentum", "dampening", "eps", "limit")),
         *((name, ctypes.c_double) for name in ("beta1", "beta2")),
         ("tensors", ctypes.c_int64),
         ("counts", Pointer),
@@ -106,7 +106,7 @@ class CRates(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "tensors", "levels", "weights")),
-        *((name, Pointer) for name in ("begin", "factors", "weight", "clipped", "rejected")),
+        *((name, Pointer) for name in ("begin", "factors", "weight", "guard", "clipped", "rejected")),
         *((name, ctypes.c_double) for name in ("initial", "low", "high", "weight_lr")),
         *((name, ctypes.c_float) for name in ("low_rate", "high_rate")),
         *((name, ctypes.c_int32) for name in ("rule", "combine", "scaled", "mean")),
@@ -175,7 +175,7 @@ class RatesView:
 def rates_view(options: Options, state: GroupState) -> RatesView:
     """The kernels' view of the rates of a group; made anew when an option changed."""
     rates = options.hyper_rates
-    made_from = (*rates.values(), options.weight_lr, options.combine, options.scaled, options.reduce)
+    made_from = (*rates.values(), options.weight_lr, options.combine, options.scaled, options.reduce, options.safeguard)
     known = state.cache.get("cpu rates")
     if isinstance(known, RatesView) and known.made_from == made_from:
         return known
@@ -208,6 +208,7 @@ def rates_view(options: Options, state: GroupState) -> RatesView:
         begin=kept["begin"].ctypes.data,
         factors=state.factors.data_ptr(),
         weight=state.weights.data_ptr(),
+        guard=state.guard.data_ptr() if options.safeguard else None,
         clipped=state.rejections[0].data_ptr(),
         rejected=state.rejections[1].data_ptr(),
         initial=state.bounds.initial,
@@ -307,6 +308,7 @@ class CpuPasses:
         self.settings.counts = kept[0].data_ptr()
         if step.settings.elements is not None:
             update_elementwise(self.elementwise, step, kept[1])
+        self.settings.limit = step.state.limit
         self.settings.judged_decay = self.settings.decay if step.settings.regularized else 0.0
         if gradients:
             pairs = zip(step.gradients, self.strides, strict=True)

@@ -1,7 +1,7 @@
 // The compiled CPU engine: the two passes over float32 tensors, and the rates of a group between them.
 //
 // The formulas are those of optim/two_pass.py, optim/adapt.py and core/rates.py, whose constants the build passes in
-// (NULL_DIRECTION, SMALLEST_WEIGHT); tests hold the two together over every rule, level and combination. Rules and the
+// (NULL_DIRECTION and the like); tests hold the two together over every rule, level and combination. Rules and the
 // like have names in Python and numbers here alone: `metastep_code` tells the number of a name.
 
 #include <algorithm>
@@ -76,7 +76,7 @@ struct Tensors {
 
 struct Settings {
     float sign, decay, judged_decay, decoupled;  // gradient: sign g + decay theta; judged: sign g + judged_decay theta
-    float momentum, dampening, eps;
+    float momentum, dampening, eps, limit;  // limit: largest rate that is applied
     double beta1, beta2;
     int64_t tensors;
     const float *counts;  // (tensors) updates so far
@@ -242,11 +242,13 @@ void adam_move(const Table &t, const Tensors &x, const Settings &s, const Elemen
         const float *__restrict v = (amsgrad ? x.largest[k] : x.second[k]) + o;
         const float *__restrict r = rule == NONE ? nullptr : x.deviation[k] + o;
         const float c1 = corrections.first[k], c2 = corrections.second[k], eps = s.eps, decay = s.decoupled;
+        const float limit = s.limit;
         const float coarse = rates[t.row[piece]], share = rule == NONE ? 0.f : *e.weight * e.factor[k];
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
             float u = (m[i] * c1) / (__builtin_sqrtf(v[i]) * c2 + eps) + decay * theta[i];
             float a = rule == NONE ? coarse : coarse + share * rate_of<rule>(r[i], e);
+            a = a < limit ? a : limit;
             theta[i] -= a * u;
         }
     });
@@ -282,6 +284,7 @@ struct Rates {
     const int64_t *begin;                    // (tensors + 1) first row of each tensor
     const float *factors;                    // (tensors) schedule factor of the last update
     float *weight;                           // (weights)
+    float *guard;                            // (3) the safeguard; null without one
     int64_t *clipped, *rejected;             // (weights)
     double initial, low, high, weight_lr;    // low, high: bounds of a deviation
     float low_rate, high_rate;
@@ -457,6 +460,31 @@ Vector slopes_of(const Rates &s, const Level *levels, const Sums &rows, double e
     return slopes;
 }
 
+// One step of the safeguard, see `guarded` in core/rates.py and `guard_sums` in adapt.py.
+void move_guard(const Rates &s, const Level *levels, const Sums &rows, double elementwise) {
+    const bool fine = s.weights > s.levels;
+    Vector rates(s.rows, 0.0);
+    combine(s, levels, rates_of(s, levels), rates.data());
+    const double share_of_fine = fine ? s.weight[s.levels] : 0.0, start = share_of_fine * s.initial;
+    double square = 0, descent = share_of_fine * elementwise, step = 0;
+#pragma omp simd reduction(+ : square, descent, step)
+    for (int64_t r = 0; r < s.rows; ++r) {
+        const double rate = rates[r] + start;
+        square += rows.gg[r], descent += rates[r] * rows.gu[r], step += rate * rate * rows.uu[r];
+    }
+    double usual = s.guard[0], cut = s.guard[1];
+    const double norm = 0.5 * std::log(square);
+    if (!finite(usual)) usual = norm;
+    const double aligned = std::min(std::max(descent / std::sqrt(square * step), -1.0), 1.0);
+    const double slope = -aligned * std::exp(norm - usual);
+    if (slope > STEEPEST)
+        cut = std::max(cut * std::max(1.0 / (1.0 + slope), DEEPEST_CUT), LEAST_CUT), s.guard[2] = 0.f;
+    else if (s.guard[2] > 0.f)
+        cut = std::max(cut, std::min(cut * WARM_GROWTH, 1.0));
+    if (finite(norm)) usual = NORM_MEMORY * usual + (1.0 - NORM_MEMORY) * norm;
+    s.guard[0] = static_cast<float>(usual), s.guard[1] = static_cast<float>(cut);
+}
+
 // Moves the combination weights against the slopes; leaves them where the result is not finite.
 void learn_weights(const Rates &s, const Vector &slopes) {
     const int64_t n = s.weights;
@@ -566,8 +594,10 @@ void metastep_adapt(const Rates *rates, const Level *levels, double *sums) {
     const Sums rows(sums, s.rows);
     scale(s, rows);
     const bool fine = s.weights > s.levels, learns = s.weights > 1 && s.weight_lr > 0 && s.combine != FIXED;
+    const double elementwise = fine ? sum(sums + 3 * s.rows, s.rows) : 0.0;
     Vector slopes;
-    if (learns) slopes = slopes_of(s, levels, rows, fine ? sum(sums + 3 * s.rows, s.rows) : 0.0);
+    if (learns) slopes = slopes_of(s, levels, rows, elementwise);
+    if (s.guard) move_guard(s, levels, rows, elementwise);
     for (int64_t j = 0; j < s.levels; ++j) {
         const Sums own = fold(s, levels[j], rows);
         align(levels[j], own);

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ADAM, _MULTIPLIER, _HYPER = LogUniform(1e-5, 0.1), LogUniform(0.1, 10.0), LogUniform(1e-10, 1e-3)
 _MOMENTUM, _NESTEROV = {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}
 #: Hypergradient descent as first published: one rate, moved by the gradient itself.
-_HD = {"levels": ["global"], "rule": "additive", "reduce": "sum"}
+_HD = {"levels": ["global"], "rule": "additive", "reduce": "sum", "safeguard": False}
 
 
 def _hd(base: str, optimizer: str, options: dict[str, object], beta: float, betas: LogUniform) -> Method:
