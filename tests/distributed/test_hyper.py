@@ -101,13 +101,13 @@ def refused(call) -> str:
     return str(caught.value)
 
 
-def flattened(levels: tuple[str, ...]) -> None:
+def flattened(levels: tuple[str, ...], safeguard: bool) -> None:
     """One step with parameters that FSDP1 has flattened."""
     torch.manual_seed(0)
     model = torch.distributed.fsdp.FullyShardedDataParallel(
         nn.Linear(4, 3), use_orig_params=True, device_id=torch.device("cpu")
     )
-    optimizer = ours.HyperSGD(model.parameters(), lr=0.1, levels=levels)
+    optimizer = ours.HyperSGD(model.parameters(), lr=0.1, levels=levels, safeguard=safeguard)
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
 
@@ -115,8 +115,9 @@ def flattened(levels: tuple[str, ...]) -> None:
 def everything() -> dict[str, Any]:
     """What the tests below look at, in one process group."""
     found: dict[str, Any] = {(kind, name): trained(kind, name) for kind, name in CASES}
-    found["flattened"] = refused(lambda: flattened(("global", "layer")))
-    flattened(("parameter",))
+    found["flattened"] = refused(lambda: flattened(("global", "layer"), safeguard=False))
+    found["flattened with the safeguard"] = refused(lambda: flattened(("parameter",), safeguard=True))
+    flattened(("parameter",), safeguard=False)
     return found
 
 
@@ -144,7 +145,10 @@ def test_replicated_parameters_send_nothing(found: list[dict[str, Any]]) -> None
 
 @pytest.mark.parametrize(
     ("name", "sums", "rows"),
-    [("global", 3, 6), ("layer", 3, 6), ("unit", 3, 5 + 3 + 4), ("all", 6, 5 + 3 + 4), ("one rate", 3, 6)],
+    [
+        *(("global", 3, 6), ("layer", 3, 6), ("unit", 3, 5 + 3 + 4), ("all", 6, 5 + 3 + 4), ("one rate", 3, 6)),
+        ("parameter", 6, 6),  # for the safeguard
+    ],
 )
 def test_sharded_parameters_send_one_message_of_row_sums(
     found: list[dict[str, Any]], name: str, sums: int, rows: int
@@ -158,3 +162,4 @@ def test_frozen_rates_send_nothing(found: list[dict[str, Any]]) -> None:
 
 def test_flattened_parameters_are_refused_above_the_parameter_level(found: list[dict[str, Any]]) -> None:
     assert all("levels must be ('parameter',) for parameters that FSDP1" in rank["flattened"] for rank in found)
+    assert all("safeguard must be False for parameters that FSDP1" in r["flattened with the safeguard"] for r in found)

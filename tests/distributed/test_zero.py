@@ -6,7 +6,7 @@ from torch import nn
 
 import metastep as ms
 
-REFUSED = (("global",), ("global", "layer"), ("layer", "unit"))
+REFUSED = ((("global",), False), (("global", "layer"), False), (("layer", "unit"), False), (("layer",), True))
 
 
 def refusals() -> list[str]:
@@ -14,9 +14,9 @@ def refusals() -> list[str]:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     found = []
-    for levels in REFUSED:
-        model = network()
-        optimizer = ZeroRedundancyOptimizer(model.parameters(), ms.HyperAdam, lr=0.01, levels=levels)
+    for levels, safeguard in REFUSED:
+        model, options = network(), {"levels": levels, "safeguard": safeguard}
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), ms.HyperAdam, lr=0.01, **options)
         model(torch.ones(3, 4)).sum().backward()
         try:
             optimizer.step()
@@ -27,7 +27,7 @@ def refusals() -> list[str]:
 
 def trained_by_layer(dealt_out: bool) -> list[torch.Tensor]:
     """Weights after some steps with a rate for each layer, the tensors dealt out or not."""
-    model, options = network(), {"lr": 0.05, "levels": ("layer",)}
+    model, options = network(), {"lr": 0.05, "levels": ("layer",), "safeguard": False}
     if dealt_out:
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -50,7 +50,8 @@ def network() -> nn.Sequential:
 def test_levels_that_need_tensors_of_other_ranks_are_refused_and_what_to_do_is_said() -> None:
     for found in on_ranks(2, refusals):
         assert len(found) == len(REFUSED)
-        assert all("levels must be one of 'layer', 'unit', 'parameter' alone under ZeroRedundancy" in f for f in found)
+        wanted = "levels must be one of 'layer', 'unit', 'parameter' alone and safeguard False under ZeroRedundancy"
+        assert all(wanted in f for f in found)
         assert all("fully_shard" in f for f in found)
 
 

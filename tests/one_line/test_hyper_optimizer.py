@@ -87,7 +87,7 @@ def run(tmp_path_factory):
 PUBLIC = """
 import torch, metastep as ms
 weight = torch.nn.Parameter(torch.ones(3, 2))
-optimizer = ms.HyperDescent([weight], lr=0.1)
+optimizer = ms.HyperDescent([weight], lr=0.1, safeguard=False)
 for _ in range(4):
     weight.grad = weight.detach().clone()
     optimizer.step()

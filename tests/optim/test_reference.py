@@ -92,12 +92,16 @@ def test_twelve_steps_of_every_level_follow_the_reference(variant, rule):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("levels", [("global", "layer"), ALL_LEVELS])
 def test_the_safeguard_follows_the_reference(variant, levels):
-    """Twenty steps that end with a gradient turned round and grown: it warms up, and cuts."""
+    """Twenty steps, one of which ends on a steep slope: it warms up, and cuts."""
     model, optimizer, reference = pair(variant, levels=levels, safeguard=True)
-    warmed = []
+    warmed, before = [], []
     for t in range(20):
         optimizer.zero_grad()
-        (loss_of(model, t % 3) * (-30.0 if t == 14 else 1.0)).backward()
+        loss_of(model, t % 3).backward()
+        if t == 14:  # back along the last step, ten times as steep
+            for p, old in zip(model.parameters(), before, strict=True):
+                p.grad = 10 * p.grad.norm() * (p.detach() - old) / (p.detach() - old).norm()
+        before = [p.detach().clone() for p in model.parameters()]
         reference.theta = flat(model.parameters())
         reference.step(flat([p.grad for p in model.parameters()]))
         optimizer.step()

@@ -492,20 +492,22 @@ class HyperOptimizer(Optimizer):
         """Refuse the first step inside a ZeroRedundancyOptimizer where rates depend on tensors of other ranks.
 
         It gives each rank whole tensors, a part of all, and tells the optimizer inside nothing of it. A single level of
-        "layer" or finer needs no others; a global rate, and the weights that combine several levels, would come out
-        different on every rank. Seen from torch's hook before any optimizer's step: of the one that holds this one.
+        "layer" or finer needs no others; a global rate, the weights that combine several levels, and the safeguard,
+        would come out different on every rank. Seen from torch's hook before any optimizer's step: of the one that
+        holds this one.
         """
-        levels = next((g["levels"] for g in self.param_groups if len(g["levels"]) > 1 or "global" in g["levels"]), None)
-        if rank_count() == 1 or levels is None:
+        kinds = [(g["levels"], g["safeguard"]) for g in self.param_groups]
+        bad = next((kind for kind in kinds if kind[1] or len(kind[0]) > 1 or "global" in kind[0]), None)
+        if rank_count() == 1 or bad is None:
             return
         inside = weakref.ref(self)
 
         def refuse(outside: Optimizer, *_: object) -> None:
             if type(outside).__name__ == "ZeroRedundancyOptimizer" and getattr(outside, "optim", None) is inside():
                 raise ValueError(
-                    "levels must be one of 'layer', 'unit', 'parameter' alone under ZeroRedundancyOptimizer, got "
-                    f"{levels}: a rank sees only some of the tensors there; or shard the model by "
-                    "torch.distributed.fsdp.fully_shard."
+                    "levels must be one of 'layer', 'unit', 'parameter' alone and safeguard False under "
+                    f"ZeroRedundancyOptimizer, got {bad[0]} and {bad[1]}: a rank sees only some of the tensors there; "
+                    "or shard the model by torch.distributed.fsdp.fully_shard."
                 )
 
         handle = register_optimizer_step_pre_hook(refuse)

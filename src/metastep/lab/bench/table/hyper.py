@@ -84,12 +84,13 @@ def _additive(name: str, first: str, levels: tuple[str, ...], summary: str, **op
     """A row with the rule of the paper on hierarchies."""
     base = BASES[first]
     space, default = MEAN_HYPER_RATES[base.optimizer]
+    paper = {"rule": "additive", "reduce": "mean", "safeguard": False}
     return Method(
         name=name,
         summary=f"{summary}; additive, by the mean of a group",
         source=f"{base.source}; arXiv 2008.07277",
         optimizer=f"hyper-{base.optimizer}",
-        options={**base.options, "levels": list(levels), "rule": "additive", "reduce": "mean", **options},
+        options={**base.options, "levels": list(levels), **paper, **options},
         space={LR: base.rates, "hyper_lr": space},
         defaults={LR: base.lr, "hyper_lr": default},
     )
@@ -101,13 +102,16 @@ def _method(first: str, levels: tuple[str, ...], rule: str, fixed: bool = False)
     space: dict[str, Space] = {LR: base.rates, "hyper_lr": HYPER_RATES[rule]}
     defaults: dict[str, Any] = {LR: base.lr, "hyper_lr": own.get(rule, DEFAULT_HYPER_LR[rule])}
     shares = {level: SHARES[level] for level in levels}
-    weights, what = ({"combine": "fixed"}, ", weights fixed") if fixed else ({}, "")
+    further: dict[str, Any] = {"combine": "fixed"} if fixed else {}
+    what = f"the {rule} rule, weights fixed" if fixed else f"the {rule} rule"
+    if rule == "additive":  # as published
+        further["safeguard"] = False
     return Method(
         name="/".join([f"hyper-{first}", second, *([] if rule == RULES[0] else [rule]), *(["fixed"] if fixed else [])]),
-        summary=f"rates of {' and '.join(levels)} adapt themselves by the {rule} rule{what}",
+        summary=f"rates of {' and '.join(levels)} adapt themselves by {what}",
         source=f"{base.source}; arXiv 1703.04782; arXiv 2008.07277",
         optimizer=f"hyper-{base.optimizer}",
-        options={**base.options, "levels": list(levels), "rule": rule, **weights},
+        options={**base.options, "levels": list(levels), "rule": rule, **further},
         space=space,
         defaults=defaults,
         shares=shares if rule in COSINE_RULES and set(shares.values()) != {1.0} else {},
