@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shutil import get_terminal_size
-from textwrap import shorten
+from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +15,9 @@ from metastep.cli.display import say, show
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Longer lists are shown as names alone, by what stands before the slash; a group of more letters is cut.
-_LINES, _LETTERS = 18, 100
+#: Longer lists are shown as names alone, by what stands before the slash; a group that is too long is cut to so many
+#: letters. Of methods there are too many for more than a line a group.
+_LINES, _LETTERS, _FEWER = 18, {"methods": 60}, 40
 
 
 def listing(
@@ -63,7 +64,12 @@ def listing(
             elif len(entries) <= _LINES:
                 show(_rows(entries.items(), whole=False))
             else:
-                show(_rows(_by_group(entries)))
+                groups, alone = _by_group(entries, _LETTERS.get(title, 100))
+                if groups:
+                    show(_rows(groups))
+                width = max(get_terminal_size().columns - 1, _FEWER)
+                for line in wrap(", ".join(alone), width - 2, break_on_hyphens=False):
+                    say(f"  {line}")
             if not everything:
                 say(f"\nWith what each is: metastep list {title} --all.")
 
@@ -79,17 +85,25 @@ def _rows(entries: Iterable[tuple[str, str]], *, whole: bool = True) -> Table:
     return table
 
 
-def _by_group(entries: Iterable[str]) -> list[tuple[str, str]]:
-    """Names by what stands before their slash; those without one last."""
+def _by_group(entries: Iterable[str], letters: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Names by what stands before their slash, and those without one."""
     groups: dict[str, list[str]] = {}
+    alone = []
     for name in entries:
         group, slash, rest = name.partition("/")
-        groups.setdefault(group + slash if slash else "", []).append(rest if slash else group)
-    alone = [("", ", ".join(groups.pop("")))] if "" in groups else []
-    return [*((group, _some(names)) for group, names in groups.items()), *alone]
+        if slash:
+            groups.setdefault(group + slash, []).append(rest)
+        else:
+            alone.append(name)
+    return [(group, _some(names, letters)) for group, names in groups.items()], alone
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[str], letters: int) -> str:
     """Give all names if they are short, or else the first, and how many there are."""
     text = ", ".join(names)
-    return text if len(text) <= _LETTERS else f"{', '.join(names[:3])}, ... {len(names)} in all"
+    if len(text) <= letters:
+        return text
+    some = names[:3]
+    while len(", ".join(some)) > _FEWER and len(some) > 1:
+        some.pop()
+    return f"{', '.join(some)}, ... {len(names)} in all"
