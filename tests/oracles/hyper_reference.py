@@ -127,8 +127,8 @@ class Reference:
         slope = -cosine * math.exp(norm - usual)
         if slope > 1.5:
             self.cut, self.warming = max(self.cut * max(1 / (1 + slope), 0.01), 1e-4), False
-        elif self.warming:
-            self.cut = max(self.cut, min(1.25 * self.cut, 1.0))
+        else:
+            self.cut = min((1.75 if self.warming else 1.01) * self.cut, 1.0)
         self.usual = 0.9 * usual + 0.1 * norm
 
     def adapt(self, g):

@@ -40,8 +40,8 @@ the slope that the step ran into, in usual gradients, is
     q = -<g_t, d> / (|d| usual |g|)
 
 q > 1.5 means that the step went beyond the minimum along its own line and up the other side, by more than noise does:
-then cut <- cut / (1 + q), where a secant between a usual slope and this one has its zero. Rates begin at a tenth and
-rise to their own within about ten steps, unless such a step comes before.
+then cut <- cut / (1 + q), where a secant between a usual slope and this one has its zero. Every other step raises the
+cut by 1 %, up to 1. Rates begin at a tenth and rise to their own within five steps, unless one of these goes too far.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ NULL_DIRECTION = 1e-6
 SMALLEST_WEIGHT = 1e-8
 
 # The safeguard. Chosen on a perceptron without noise, digits/mlp and mnist/mlp; see docs/optimizers.md.
-WARM_START, WARM_GROWTH = 0.1, 1.25  # the first cut, and its factor per step on the way up to 1
+WARM_START, WARM_GROWTH = 0.1, 1.75  # the first cut, and its factor per step on the way up to 1
+RECOVERY = 1.01  # that factor after a step that has gone too far
 LEAST_CUT = 1e-4  # as far as the rates themselves go by default
 NORM_MEMORY = 0.9  # of the logarithm of the gradient's norm
 STEEPEST = 1.5  # q beyond which a step has gone too far
@@ -211,12 +212,9 @@ def guarded(guard: Tensor, gradient_square: Tensor, descent: Tensor, step_square
     slope = -aligned * (norm - usual).exp()
     beyond = slope > STEEPEST  # False for NaN
     warming = torch.where(beyond, 0.0, warming)
-    warmed = torch.maximum(cut, (cut * WARM_GROWTH).clamp(max=1.0))
-    cut = torch.where(
-        beyond,
-        (cut * (1 / (1 + slope)).clamp(min=DEEPEST_CUT)).clamp(min=LEAST_CUT),
-        torch.where(warming > 0, warmed, cut),
-    )
+    risen = torch.where(warming > 0, cut * WARM_GROWTH, cut * RECOVERY).clamp(max=1.0)
+    fallen = (cut * (1 / (1 + slope)).clamp(min=DEEPEST_CUT)).clamp(min=LEAST_CUT)
+    cut = torch.where(beyond, fallen, risen)
     usual = torch.where(norm.isfinite(), NORM_MEMORY * usual + (1 - NORM_MEMORY) * norm, usual)
     return torch.stack([usual, cut, warming])
 

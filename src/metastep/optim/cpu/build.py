@@ -16,7 +16,16 @@ from metastep.core import rates
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 #: Of core/rates.py, which the kernels share.
-CONSTANTS = ("NULL_DIRECTION", "SMALLEST_WEIGHT", "STEEPEST", "DEEPEST_CUT", "LEAST_CUT", "WARM_GROWTH", "NORM_MEMORY")
+CONSTANTS = (
+    "NULL_DIRECTION",
+    "SMALLEST_WEIGHT",
+    "STEEPEST",
+    "DEEPEST_CUT",
+    "LEAST_CUT",
+    "WARM_GROWTH",
+    "RECOVERY",
+    "NORM_MEMORY",
+)
 FLAGS = (
     *("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"),
     *(f"-D{name}={getattr(rates, name)!r}" for name in CONSTANTS),

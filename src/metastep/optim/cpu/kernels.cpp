@@ -479,8 +479,8 @@ void move_guard(const Rates &s, const Level *levels, const Sums &rows, double el
     const double slope = -aligned * std::exp(norm - usual);
     if (slope > STEEPEST)
         cut = std::max(cut * std::max(1.0 / (1.0 + slope), DEEPEST_CUT), LEAST_CUT), s.guard[2] = 0.f;
-    else if (s.guard[2] > 0.f)
-        cut = std::max(cut, std::min(cut * WARM_GROWTH, 1.0));
+    else
+        cut = std::min(cut * (s.guard[2] > 0.f ? WARM_GROWTH : RECOVERY), 1.0);
     if (finite(norm)) usual = NORM_MEMORY * usual + (1.0 - NORM_MEMORY) * norm;
     s.guard[0] = static_cast<float>(usual), s.guard[1] = static_cast<float>(cut);
 }
