@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 # A file's tests stay together (loadfile), so that what a file prepares is prepared once. tests/conftest.py names the slow
-# files, and says which of them stay together because they start and kill processes (loadgroup).
+# files, and which of them are run one at a time because they start and kill processes. 5: ARGS chose none of them.
 test: $(READY)  ## run the tests but for the slow ones, on WORKERS processes (ARGS="-k name -x")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
@@ -50,7 +50,8 @@ test-fast: $(READY)  ## run the tests of the library alone, in a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(FAST) $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests: kills, full disks, Ray, processes of torch.distributed, wheels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not processes" $(ARGS) || [ $$? = 5 ]
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m processes $(ARGS) || [ $$? = 5 ]
 
 lint: $(READY)  ## check style, format and types
 	$(BIN)/ruff check

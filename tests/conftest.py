@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 #: Files and folders of slow tests, below tests/: `make test-slow` runs them, and `make test` leaves them out. Those
-#: that start many processes, or kill them, are run one at a time; beside them another process runs those that only
-#: take long.
+#: that only take long are run side by side; those that start many processes, or kill them, one at a time.
 OF_PROCESSES = (
     "cli/test_ray.py",
     "distributed",
@@ -31,15 +30,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests, and say which of them may run side by side (pytest-xdist, ``--dist loadgroup``)."""
+    """Mark the slow tests, and those of them that are run one at a time."""
     root = Path(__file__).parent
     for places in (OF_PROCESSES, LONG):
         assert all((root / place).exists() for place in places), f"these must be there: {places}"
         for item in items:
             if any(root / place in (item.path, *item.path.parents) for place in places):
                 item.add_marker(pytest.mark.slow)
-                together = "processes" if places is OF_PROCESSES else item.path.stem
-                item.add_marker(pytest.mark.xdist_group(together))
+                if places is OF_PROCESSES:
+                    item.add_marker(pytest.mark.processes)
 
 
 @pytest.fixture(scope="session", autouse=True)
