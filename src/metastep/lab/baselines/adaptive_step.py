@@ -110,6 +110,10 @@ class AdaptiveStepOptimizer(Optimizer):
                 found.append((group, parameters, gradients))
         return found
 
+    def moving(self) -> list[Work]:
+        """Those of :meth:`with_gradients` whose rate is above 0."""
+        return [work for work in self.with_gradients() if float(work[0]["lr"]) > 0]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer; its tensors are copied.
 

@@ -25,6 +25,7 @@ from metastep.optim.options import Group, choice, number
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch.optim import Optimizer
     from torch.optim.optimizer import ParamsT
 
 CONDITIONS = ("armijo", "goldstein")
@@ -139,15 +140,8 @@ class Armijo(AdaptiveStepOptimizer):
         Returns:
             The loss before the step.
         """
-        parameters = [p for group in self.param_groups for p in group["params"]]
         streams, self._streams = self._streams, None
-
-        def loss_here() -> Any:
-            with isolated_rng(parameters), isolated_modules(self._model):
-                if streams is not None:
-                    set_rng_states(streams)
-                return evaluated("closure", no_grad(closure), "the loss of the step's batch")
-
+        loss_here = measuring(self, self._model, closure, streams)
         loss = loss_here()  # a LearnedLR writes the rate while this runs
         works = self.with_gradients()
         gradients = [g for _, _, part in works for g in part]
@@ -221,6 +215,26 @@ class TrialSteps:
         return (_FALLBACK / self.reference if accepted is None else accepted), first["max_trials"]
 
 
-def no_grad(closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
-    """The closure without a graph: trials need none."""
-    return None if closure is None else torch.no_grad()(closure)
+def measuring(
+    optimizer: Optimizer, model: nn.Module | None, closure: Callable[[], Any] | None, streams: RngStates | None = None
+) -> Callable[[], Any]:
+    """A function that gives the loss of the step's batch at the parameters as they are.
+
+    It needs no graph, and leaves no trace in the buffers of ``model`` and in torch's random streams.
+
+    Args:
+        optimizer: whose parameters are moved between the calls.
+        model: whose buffers stay; None: there are none.
+        closure: computes the loss.
+        streams: which random numbers each call sees; None: the next ones.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    without_graph = None if closure is None else torch.no_grad()(closure)
+
+    def loss_here() -> Any:
+        with isolated_rng(parameters), isolated_modules(model):
+            if streams is not None:
+                set_rng_states(streams)
+            return evaluated("closure", without_graph, "the loss of the step's batch")
+
+    return loss_here

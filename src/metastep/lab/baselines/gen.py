@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metastep.core.inner import inner_product
-from metastep.core.isolation import isolated_modules, isolated_rng
 from metastep.lab.baselines.adaptive_step import (
     APPLIED,
     AdaptiveStepOptimizer,
@@ -15,11 +14,10 @@ from metastep.lab.baselines.adaptive_step import (
     all_finite,
     check_betas,
     count,
-    evaluated,
     host_number,
     positive,
 )
-from metastep.lab.baselines.armijo import MULTIPLE, no_grad
+from metastep.lab.baselines.armijo import MULTIPLE, measuring
 from metastep.optim.options import Group, number
 
 if TYPE_CHECKING:
@@ -115,14 +113,9 @@ class GeN(AdaptiveStepOptimizer):
         Returns:
             The loss before the step.
         """
-        everything = [p for group in self.param_groups for p in group["params"]]
-
-        def loss_here() -> Any:
-            with isolated_rng(everything), isolated_modules(self._model):
-                return evaluated("closure", no_grad(closure), "the loss of the step's batch")
-
+        loss_here = measuring(self, self._model, closure)
         loss = loss_here()  # a LearnedLR writes the rate while this runs
-        works = [work for work in self.with_gradients() if float(work[0]["lr"]) > 0]
+        works = self.moving()
         gradients = [g for _, _, part in works for g in part]
         if not works:
             return loss

@@ -110,7 +110,7 @@ class Mechanic(AdaptiveStepOptimizer):
             What the closure returned, or None.
         """
         loss = recomputed(closure)
-        works = [work for work in self.with_gradients() if float(work[0]["lr"]) > 0]
+        works = self.moving()
         if not works:
             return loss
         parameters = [p for _, own, _ in works for p in own]

@@ -109,7 +109,7 @@ class MetaOptimize(AdaptiveStepOptimizer):
             What the closure returned, or None.
         """
         loss = recomputed(closure)
-        works = [work for work in self.with_gradients() if float(work[0]["lr"]) > 0]
+        works = self.moving()
         if not works:
             return loss
         for _, parameters, _ in works:

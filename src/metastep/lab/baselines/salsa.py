@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from metastep.core.inner import inner_product
-from metastep.core.isolation import isolated_modules, isolated_rng
-from metastep.lab.baselines.adaptive_step import StepStyle, all_finite, count, evaluated, host_number
-from metastep.lab.baselines.armijo import MULTIPLE, TrialSteps, no_grad
+from metastep.lab.baselines.adaptive_step import StepStyle, all_finite, count, host_number
+from metastep.lab.baselines.armijo import MULTIPLE, TrialSteps, measuring
 from metastep.lab.baselines.sasa import DROPS, SASA, STEPS, t_cumulative
 from metastep.optim.options import Group, number
 
@@ -107,12 +106,7 @@ class SALSA(SASA):
         Returns:
             The loss before the step.
         """
-        everything = [p for group in self.param_groups for p in group["params"]]
-
-        def loss_here() -> Any:
-            with isolated_rng(everything), isolated_modules(self._model):
-                return evaluated("closure", no_grad(closure), "the loss of the step's batch")
-
+        loss_here = measuring(self, self._model, closure)
         loss = loss_here()  # a LearnedLR writes the rate while this runs
         works, first = self.with_gradients(), self.param_groups[0]
         gradients = [g for _, _, part in works for g in part]
