@@ -199,6 +199,9 @@ def fresh_guard(warm: bool) -> list[float]:
 def guarded(guard: Tensor, gradient_square: Tensor, descent: Tensor, step_square: Tensor) -> Tensor:
     """The safeguard of a group after one more gradient; what is not finite is left out.
 
+    A last step that moved nothing tells nothing: the safeguard stays. Torch takes such a step, with a rate and gradients
+    of zero, when a checkpoint of a fresh optimizer is asked for.
+
     Args:
         guard: (3,) logarithm of the usual gradient norm (-inf for none so far), cut, and 1 while rates still warm up.
         gradient_square: |g_t|^2, ().
@@ -216,7 +219,7 @@ def guarded(guard: Tensor, gradient_square: Tensor, descent: Tensor, step_square
     fallen = (cut * (1 / (1 + slope)).clamp(min=DEEPEST_CUT)).clamp(min=LEAST_CUT)
     cut = torch.where(beyond, fallen, risen)
     usual = torch.where(norm.isfinite(), NORM_MEMORY * usual + (1 - NORM_MEMORY) * norm, usual)
-    return torch.stack([usual, cut, warming])
+    return torch.where(step_square > 0, torch.stack([usual, cut, warming]), guard.to(usual.dtype))
 
 
 def rate_limit(initial: float, decay: float) -> float:

@@ -472,6 +472,7 @@ void move_guard(const Rates &s, const Level *levels, const Sums &rows, double el
         const double rate = rates[r] + start;
         square += rows.gg[r], descent += rates[r] * rows.gu[r], step += rate * rate * rows.uu[r];
     }
+    if (!(step > 0)) return;
     double usual = s.guard[0], cut = s.guard[1];
     const double norm = 0.5 * std::log(square);
     if (!finite(usual)) usual = norm;
