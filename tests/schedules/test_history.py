@@ -228,7 +228,7 @@ def test_a_validation_loss_is_the_best_when_it_is_less_than_all_before() -> None
     assert found == [False, True, False, True, False, False]
     assert lr.history.best == (4, 1.5)
     assert lr.history.validation[1:4] == [(2, 2.0), (3, 2.0), (4, 1.5)]
-    with pytest.raises(ValueError, match=r"loss must be one number, got a tensor of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"loss must have one element, got shape \(2,\)"):
         lr.observe_validation(torch.ones(2))
 
 

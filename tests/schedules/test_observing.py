@@ -4,6 +4,7 @@ import gc
 import math
 import tracemalloc
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,3 +173,39 @@ def test_a_thousand_steps_leave_no_memory_behind() -> None:
         assert sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()) <= tensors
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("wrong", ["a", None, [1.0], 1 + 2j, True, torch.ones(3), torch.ones((), dtype=torch.int64)])
+def test_what_is_no_number_is_refused_by_its_name(wrong: Any) -> None:
+    lr = ms.LearnedLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), total_steps=3)
+    for name, observe in (
+        ("loss", lr.observe),
+        ("loss", lr.observe_validation),
+        ("grad_norm", lambda value: lr.observe(1.0, grad_norm=value)),
+    ):
+        if name == "loss" or wrong is not None:
+            with pytest.raises((TypeError, ValueError), match=f"^{name} must"):
+                observe(wrong)
+
+
+def test_the_step_of_a_scheduler_does_nothing() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    lr = ms.LearnedLR(optimizer, ms.Cosine(), total_steps=4)
+    rates = []
+    for _ in range(4):
+        parameter.grad = torch.ones(2)
+        lr.observe(1.0)
+        optimizer.step()
+        rates += lr.get_last_lr()
+        lr.step()
+        lr.step(1.0)  # as for a plateau, or with an epoch
+    assert lr.steps == 4
+    assert rates == pytest.approx([0.1, 0.1 * (0.5 + 0.5 * 0.5**0.5), 0.05, 0.1 * (0.5 - 0.5 * 0.5**0.5)])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "state"])
+def test_a_state_that_is_none_is_refused(wrong: Any) -> None:
+    lr = ms.LearnedLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), total_steps=3)
+    with pytest.raises(TypeError, match="state_dict must be what"):
+        lr.load_state_dict(wrong)

@@ -199,8 +199,8 @@ def fresh_guard(warm: bool) -> list[float]:
 def guarded(guard: Tensor, gradient_square: Tensor, descent: Tensor, step_square: Tensor) -> Tensor:
     """The safeguard of a group after one more gradient; what is not finite is left out.
 
-    A last step that moved nothing tells nothing: the safeguard stays. Torch takes such a step, with a rate and gradients
-    of zero, when a checkpoint of a fresh optimizer is asked for.
+    A last step that moved nothing tells nothing: the safeguard stays. Torch takes such a step, with a rate and
+    gradients of zero, when a checkpoint of a fresh optimizer is asked for.
 
     Args:
         guard: (3,) logarithm of the usual gradient norm (-inf for none so far), cut, and 1 while rates still warm up.

@@ -88,9 +88,6 @@ class AcceleratedLR(LearnedLR):
         warn_of_other_processes(state_dict)
         super().load_state_dict(state_dict)
 
-    def step(self) -> None:
-        """Nothing: the rate was written when the optimizer stepped."""
-
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
     """The torch optimizer inside what ``accelerator.prepare`` returned."""

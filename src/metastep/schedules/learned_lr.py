@@ -28,7 +28,7 @@ from metastep.schedules.closed_form import OverHorizon
 from metastep.schedules.cuda_graph import GraphedQuery
 from metastep.schedules.files import load_schedule
 from metastep.schedules.history import History
-from metastep.schedules.loss_window import LossWindow
+from metastep.schedules.loss_window import LossWindow, check_number
 from metastep.schedules.migration import upgraded_state
 from metastep.schedules.param_groups import ParamGroups
 from metastep.schedules.registry import REGISTRY
@@ -181,8 +181,13 @@ class LearnedLR:
                 itself, over SGD. Give it in every step or in none.
         """
         self._window.add(loss)
-        if self._calibrator is not None and grad_norm is not None:
-            self._calibrator.given = float(grad_norm)
+        if grad_norm is not None:
+            check_number("grad_norm", grad_norm)
+            if self._calibrator is not None:
+                self._calibrator.given = float(grad_norm)
+
+    def step(self, *args: object) -> None:
+        """Nothing: ``optimizer.step()`` has moved the rate. It is here for loops that step a torch scheduler."""
 
     def observe_validation(self, loss: Loss) -> bool:
         """Take note of a validation loss, now and then, and say whether it is the least so far.
@@ -195,10 +200,10 @@ class LearnedLR:
                 the weights are kept by each rank for itself, give the same number on all.
 
         Raises:
+            TypeError: for what is no real number.
             ValueError: for a tensor of several elements.
         """
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise ValueError(f"loss must be one number, got a tensor of shape {tuple(loss.shape)}; take its mean.")
+        check_number("loss", loss)
         return self._history.add_validation(self.steps, float(loss))
 
     def get_last_lr(self) -> list[float]:
@@ -539,8 +544,11 @@ class LearnedLR:
         """Continue from :meth:`state_dict`, before or after the optimizer has loaded its own.
 
         Raises:
+            TypeError: if it is no mapping.
             ValueError: if a key is missing (named), the schema is unknown, or the state belongs to another schedule.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be what state_dict() returned, got {type(state_dict).__name__}.")
         saved = upgraded_state(state_dict)
         self._check(saved)
         saved = copy.deepcopy(saved)

@@ -8,6 +8,24 @@ import torch
 from torch import Tensor
 
 
+def check_number(name: str, value: float | Tensor) -> None:
+    """Refuse what is not one real number, in a tensor or not; nothing is read from a device.
+
+    Raises:
+        TypeError: if it is no real number or floating-point tensor.
+        ValueError: if it has more than one element.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must have one element, got shape {tuple(value.shape)}; observe its mean: {name}.mean()."
+            )
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}.")
+    elif isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a float or a one-element tensor, got {type(value).__name__}.")
+
+
 class LossWindow:
     """Averages the finite losses of one window; counts the others.
 
@@ -33,21 +51,11 @@ class LossWindow:
             TypeError: if it is no real number or floating-point tensor.
             ValueError: if it has more than one element.
         """
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise ValueError(
-                    f"loss must have one element, got shape {tuple(loss.shape)}; observe its mean: loss.mean()."
-                )
-            if not loss.is_floating_point():
-                raise TypeError(f"loss must be a floating-point tensor, got {loss.dtype}.")
-            if not loss.is_cpu:
-                self._add_on_device(loss.detach())
-                return
-            value = loss.item()
-        elif isinstance(loss, bool) or not hasattr(loss, "__float__"):
-            raise TypeError(f"loss must be a float or a one-element tensor, got {type(loss).__name__}.")
-        else:
-            value = float(loss)
+        check_number("loss", loss)
+        if isinstance(loss, Tensor) and not loss.is_cpu:
+            self._add_on_device(loss.detach())
+            return
+        value = loss.item() if isinstance(loss, Tensor) else float(loss)
         self.calls += 1
         if math.isfinite(value):
             self._sum += value
