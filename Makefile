@@ -25,7 +25,7 @@ FAST    := tests/core tests/schedules tests/meta tests/optim tests/test_architec
            tests/test_house_rules.py --ignore=tests/optim/test_compiled.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-fast test-slow lint format docs bench bench-gpu pages demo clean
+.PHONY: help venv test test-fast test-slow lint format docs bench bench-gpu pages figures demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -87,6 +87,9 @@ $(DEMO)/.ready: pyproject.toml constraints.txt
 	$(DEMO)/bin/pip install -qq --no-compile $(DEMO_TORCH)
 	$(DEMO)/bin/pip install -qq --no-compile -c constraints.txt -e ".[demo]"
 	@touch $@
+
+figures: $(READY)  ## compute the figures in the documents from results/, and look for each in its page
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs_site.figures
 
 clean:  ## remove the environment, the caches and what was built
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,8 +9,10 @@ tuned with 8 trials. A run that diverged counts as infinite.
 import argparse
 import json
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +82,62 @@ def ratios(mine: dict[str, dict[int, float]], baseline: dict[str, dict[int, floa
     return result
 
 
-def row(label: str, found: dict[str, float]) -> str:
-    """One line of the table in Markdown."""
-    values = list(found.values())
-    finite = [value for value in values if math.isfinite(value)]
-    mean = math.exp(sum(math.log(value) for value in finite) / len(finite)) if finite else math.inf
-    counts = [sum(value <= limit for value in values) for limit in (1.02, 1.05, 1.10)]
-    better, lost = sum(value < 1 for value in values), len(values) - len(finite)
-    cells = [label, len(values), *counts, better, f"{mean:.2f}", f"{max(finite, default=math.inf):.2f}", lost]
-    return "| " + " | ".join(map(str, cells)) + " |"
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a method compares with the tuned cosine.
+
+    Args:
+        ratios: its test loss over the cosine's, by task; infinite where a run diverged.
+    """
+
+    ratios: dict[str, float]
+
+    @property
+    def tasks(self) -> int:
+        """On how many tasks both were run."""
+        return len(self.ratios)
+
+    @property
+    def finite(self) -> list[float]:
+        """The ratios where no run diverged."""
+        return [ratio for ratio in self.ratios.values() if math.isfinite(ratio)]
+
+    def within(self, percent: float) -> int:
+        """Count the tasks on which it is at most so much worse."""
+        return sum(ratio <= 1 + percent / 100 for ratio in self.ratios.values())
+
+    @property
+    def better(self) -> int:
+        """On how many tasks it is ahead."""
+        return sum(ratio < 1 for ratio in self.ratios.values())
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean, of the tasks on which no run diverged."""
+        return statistics.geometric_mean(self.finite) if self.finite else math.inf
+
+    @property
+    def worst(self) -> float:
+        """The largest ratio, of the tasks on which no run diverged."""
+        return max(self.finite, default=math.inf)
+
+    @property
+    def diverged(self) -> int:
+        """On how many tasks a run diverged."""
+        return self.tasks - len(self.finite)
+
+    def row(self, label: str) -> str:
+        """One line of the table in Markdown."""
+        counts = [self.within(percent) for percent in (2, 5, 10)]
+        cells = [label, *counts, self.better, f"{self.mean:.2f}", f"{self.worst:.2f}", self.diverged]
+        return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def comparison(base: str, folders: list[Path]) -> dict[str, Score]:
+    """How every method compares with the tuned cosine over a base, by its name (with @ and the budget, too)."""
+    found = losses(folders)
+    baseline = found[BASELINE[base] + "@8"]
+    return {name: Score(ratios=here) for name, mine in found.items() if (here := ratios(mine, baseline))}
 
 
 def main() -> None:
@@ -100,12 +149,13 @@ def main() -> None:
     points = []
     for base, rows in ROWS.items():
         baseline = found[BASELINE[base] + "@8"]
-        print(f"\n{base}\n\n| over the tuned cosine | tasks | 2 % | 5 % | 10 % | better | mean | worst | diverged |")
-        print("|---|---|---|---|---|---|---|---|---|")
+        print(f"\n{base}\n\n| over the tuned cosine, {len(baseline)} tasks", end=" ")
+        print("| 2 % | 5 % | 10 % | better | mean | worst | diverged |")
+        print("|---|---|---|---|---|---|---|---|")
         columns = {}
         for name, label in rows.items():
             if here := ratios(found.get(name, {}), baseline):
-                print(row(label, here))
+                print(Score(ratios=here).row(label if len(here) == len(baseline) else f"{label} ({len(here)} tasks)"))
                 columns[name] = here
                 points += [
                     {"base": base, "task": t, "method": name.partition("@")[0], "ratio": v} for t, v in here.items()
