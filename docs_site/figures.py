@@ -26,7 +26,7 @@ from benchmarks.untuned_table import Score, comparison
 from jinja2 import Environment, StrictUndefined, TemplateError, nodes
 
 from docs_site.stage import ROOT
-from metastep.files import read_json
+from metastep.files import decode_json, read_json
 from metastep.lab.report.results import Group, Results, read_results
 from metastep.lab.report.verdict import short
 
@@ -57,6 +57,10 @@ class Records:
     def json(self, path: str) -> Any:
         """Return the values of a JSON file."""
         return read_json(self._at(path), Any)
+
+    def lines(self, path: str) -> list[Any]:
+        """Return the values of a file that holds a JSON object a line."""
+        return [decode_json(line, Any, path) for line in self._at(path).read_text("utf-8").splitlines()]
 
     def found(self, path: str, pattern: str) -> list[Any]:
         """Return the numbers that a pattern finds in a text: one a match, or a tuple where it has several groups."""
@@ -104,6 +108,7 @@ FILTERS: dict[str, Any] = {
     "short": short,  # significant digits
     "mean": statistics.fmean,
     "median": statistics.median,
+    "geometric_mean": statistics.geometric_mean,
     "log": math.log,
     "slope": lambda points: statistics.linear_regression(*zip(*points, strict=True)).slope,  # of a line through them
     "where": _where,  # the first of the rows that has these values
@@ -131,6 +136,7 @@ class Checker:
         self._records = Records(root / "results")
         self._templates = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self._templates.filters.update(FILTERS)
+        self._templates.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
         for name in dir(Records):
             if not name.startswith("_"):
                 self._templates.globals[name] = getattr(self._records, name)
