@@ -74,7 +74,10 @@ class Records:
     def runs(self, folder: str, method: str, task: str | None = None, budget: int | None = None) -> Group:
         """Return the seeds of a method, on the only task and with the largest budget unless said."""
         results = self.results(folder)
-        return results.groups[task or results.tasks[0], method, budget or results.budgets[-1]]
+        key = (task or results.tasks[0], method, budget or results.budgets[-1])
+        if key not in results.groups:
+            raise LookupError(f"results/{folder} has no run of {method} on {key[0]} with a budget of {key[2]}.")
+        return results.groups[key]
 
     def over_cosine(self, base: str, *folders: str) -> dict[str, Score]:
         """Return how methods compare with the tuned cosine over a base, by name (``benchmarks/untuned_table.py``)."""
@@ -97,7 +100,7 @@ def _over_cosine(base: str, *folders: Path) -> dict[str, Score]:
 
 def _where(rows: Iterable[dict[str, Any]], **wanted: object) -> dict[str, Any]:
     for row in rows:
-        if wanted.items() <= {name: value for name, value in row.items() if name in wanted}.items():
+        if all(row.get(name) == value for name, value in wanted.items()):
             return row
     raise LookupError(f"the record has no row with {wanted}.")
 
