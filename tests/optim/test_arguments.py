@@ -24,6 +24,7 @@ BAD = {
     "pull_form": ["exact"],
     "hyper_objective": ["test"],
     "scope": ["world"],
+    "settle": [0.1, (0.1,), (-0.1, 10), (math.nan, 10), ("x", 10), (0.1, 0), (0.1, 2.5), (0.1, True)],
     "layers": ["block", "module"],
     "tie_bias": [True, 1],
     "unit_dims": [{"0.weight": 0}],

@@ -222,6 +222,19 @@ def guarded(guard: Tensor, gradient_square: Tensor, descent: Tensor, step_square
     return torch.where(step_square > 0, torch.stack([usual, cut, warming]), guard.to(usual.dtype))
 
 
+def settling(counts: Tensor, steps: int) -> Tensor:
+    """The share of adapted rates in those that are used, beside a given one; t times it goes to 0.
+
+    With such a share gradient descent under hypergradients converges, for a given rate at which it would: arXiv
+    1703.04782.
+
+    Args:
+        counts: How many steps there were, this one included, (T,).
+        steps: After how many the share begins to fall, as 1 / t^2.
+    """
+    return (steps / counts.clamp(min=1)).clamp(max=1.0) ** 2
+
+
 def rate_limit(initial: float, decay: float) -> float:
     """The largest rate under decoupled decay: their product stays below 0.02, or at what the initial rate makes it."""
     return min(max(MOST_DECAY, initial * decay), 0.99) / decay if decay > 0 else math.inf

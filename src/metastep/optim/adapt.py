@@ -109,7 +109,7 @@ def guard_sums(state: GroupState, rows: Tensor, fresh: Tensor | None) -> Tensor:
     square = rows[1].sum()
     if fresh is not None:
         rows = torch.where(fresh, rows, 0.0)
-    rates = state.combined_rows().to(rows.dtype)
+    rates = state.combined_rows(before=1).to(rows.dtype)
     descent = (rates * rows[0]).sum()
     if "parameter" in state.levels:
         share = state.weights[-1].to(rows.dtype)

@@ -28,7 +28,7 @@ from metastep.core.distributed import (
 )
 from metastep.core.inner import spread
 from metastep.core.levels import RowLayout, default_unit_dim, make_layout
-from metastep.core.rates import fresh_guard, rate_of
+from metastep.core.rates import fresh_guard, rate_of, settling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +95,7 @@ class GroupState:
         self.kinds = [(p.shape, p.dtype) for p in members]
         self.everyone = list(range(len(members)))
         self.complex = any(p.is_complex() for p in members)
-        self.bounds, self.levels, self.rule = options.bounds, options.levels, options.rule
+        self.bounds, self.levels, self.rule, self.settle = options.bounds, options.levels, options.rule, options.settle
         positions = {id(p): i for i, p in enumerate(group["params"])}
         names = group.get("param_names")
         self.names = [names[positions[id(p)]] if names else str(positions[id(p)]) for p in members]
@@ -189,7 +189,8 @@ class GroupState:
                     )
         if not all(map(operator.is_, states, self.states)):
             return False
-        if (self.rule, self.levels, self.bounds) != (options.rule, options.levels, options.bounds):
+        asked = options.rule, options.levels, options.bounds, options.settle
+        if (self.rule, self.levels, self.bounds, self.settle) != asked:
             return False
         for state in states:
             step = state.get("step")
@@ -228,8 +229,12 @@ class GroupState:
         deviation = self.plain_deviations.get(level, self.deviations[level])
         return rate_of(deviation, self.bounds, self.rule)
 
-    def combined_rows(self) -> Tensor:
-        """(R,) the weighted sum of the coarser levels' rates, without the schedule factor."""
+    def combined_rows(self, before: int = 0) -> Tensor:
+        """(R,) the weighted sum of the coarser levels' rates, without the schedule factor.
+
+        Args:
+            before: Of how many steps before the counted ones the rates are, where they go over to one that is given.
+        """
         rates = {}
         for level, deviation in self.deviations.items():
             rates[level] = rate_of(deviation, self.bounds, self.rule)
@@ -237,6 +242,10 @@ class GroupState:
         for position, level in enumerate(self.levels):
             if level != "parameter":
                 rows = rows + self.weights[position] * spread(rates[level], self.layout, level)
+        if self.settle is not None:
+            rate, steps = self.settle
+            share = settling(self.counts.to(rows.dtype) - before, steps)[self.layout.tensor_of_row]
+            rows = share * rows + (1 - share) * rate
         return rows
 
     def write_lr(self, lr: float | Tensor) -> Tensor:

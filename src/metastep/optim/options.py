@@ -49,6 +49,7 @@ class HyperOptions(TypedDict, total=False):
     hyper_objective: str
     include_decay: bool
     scope: str
+    settle: tuple[float, int] | None
     unit_dims: Mapping[str, int | None] | None
     tie_bias: bool
 
@@ -65,6 +66,7 @@ class FurtherOptions:
         hyper_objective: Whether coupled weight decay belongs to the loss that teaches the rates.
         include_decay: Whether decoupled decay belongs to the last direction.
         scope: "all" for one global rate of all groups.
+        settle: A rate that all rates go over to, and after how many steps, >= 1, they begin to.
         unit_dims: Per parameter name, the dimension whose slices are units, or None.
         tie_bias: Whether entry i of a bias shares the unit rate of row i of its weight.
 
@@ -79,6 +81,7 @@ class FurtherOptions:
     hyper_objective: str = "regularized"
     include_decay: bool = False
     scope: str = "group"
+    settle: tuple[float, int] | None = None
     unit_dims: Mapping[str, int | None] | None = None
     tie_bias: bool = False
 
@@ -89,6 +92,8 @@ class FurtherOptions:
         choice("scope", self.scope, SCOPES)
         for name in ("scaled", "include_decay", "tie_bias"):
             flag(name, getattr(self, name))
+        if self.settle is not None:
+            self._check_settle(self.settle)
         if self.pull is not None and not (isinstance(self.pull, Mapping) and self.pull):
             raise ValueError(
                 f'pull must map (level, target) to a weight, got {self.pull!r}; e.g. {{("layer", "global"): 0.2}}.'
@@ -98,6 +103,16 @@ class FurtherOptions:
                 f"unit_dims must map names of parameters to dimensions, got {self.unit_dims!r}; "
                 'write for example {"up.weight": 1}.'
             )
+
+    @staticmethod
+    def _check_settle(settle: object) -> None:
+        """A pair of a rate and a number of steps."""
+        if not isinstance(settle, tuple | list) or len(settle) != 2:
+            raise ValueError(f"settle must be a rate and a number of steps, got {settle!r}; e.g. (0.01, 1000).")
+        rate, steps = settle
+        number("settle[0]", rate)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"settle[1] must be a whole number of steps >= 1, got {steps!r}; e.g. (0.01, 1000).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +176,10 @@ class Options(FurtherOptions):
                     f"{name} must be {OPTION_DEFAULTS[name]!r} without parameter names, got {getattr(self, name)!r}; "
                     "pass model.named_parameters() instead of model.parameters()."
                 )
+        if self.settle is not None and "parameter" in self.levels:
+            raise ValueError(
+                f"settle must be None with the level 'parameter', got {self.settle!r}; it holds for coarser rates only."
+            )
         assert self.bounds  # computed, and so checked
 
     def as_group(self) -> Group:

@@ -356,7 +356,9 @@ def passes_for(step: GroupStep) -> CpuPasses | None:
     if type(direction) not in (MomentumDirection, AdamDirection) or state.dtype != torch.float32:
         return None
     library = load()
-    if library is None or settings.include_decay or code(step.options.combine) < 0:
+    if library is None or settings.include_decay or step.options.settle is not None:
+        return None
+    if code(step.options.combine) < 0:
         return None
     if settings.elements is not None and (settings.elements.pull or code(settings.elements.rule) < 0):
         return None
