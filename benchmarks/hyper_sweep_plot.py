@@ -1,7 +1,7 @@
 """Draw the sensitivity plot of the optimizers' documentation from records of hyper_sweep.py.
 
-python benchmarks/hyper_sweep_plot.py results/hyper-sweep-sgd.json results/hyper-sweep-adamw.json --out docs/hyper-sensitivity.svg
-"""  # noqa: E501
+python benchmarks/hyper_sweep_plot.py results/hyper-sweep-*.json --out docs/hyper-sensitivity.svg
+"""
 
 import argparse
 import json
@@ -33,19 +33,21 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = over_tuned_base(arguments.files)
     kappas = sorted({kappa for here in cases.values() for _, kappa in here if kappa is not None})
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
+    tasks = sorted({task for task, _ in cases})
+    styles = dict(zip(sorted({optimizer for _, optimizer in cases}), ("-", "--"), strict=False))
+    figure, axes = plt.subplots(1, 3, figsize=(8, 3.9), sharey=True, layout="constrained")
     for axis, (factor, title) in zip(axes, START.items(), strict=True):
-        for case, here in sorted(cases.items()):
+        for (task, optimizer), here in sorted(cases.items()):
             values = [here[factor, kappa] for kappa in (None, *kappas)]
-            axis.plot(range(len(values)), values, marker="o", label=" ".join(case))
+            color, label = f"C{tasks.index(task)}", f"{task}, {optimizer}"
+            axis.plot(range(len(values)), values, styles[optimizer], marker="o", ms=4, color=color, label=label)
         axis.set_xticks(range(len(kappas) + 1), ["base", *(f"{kappa:g}" for kappa in kappas)])
         axis.set_title(f"start: {title}")
         axis.set_xlabel("hyper_lr")
         axis.set_yscale("log")
         axis.axhspan(0, 1.1, color="0.9", zorder=0)
     axes[0].set_ylabel("held-out loss / tuned base")
-    axes[-1].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(arguments.out, metadata={"Date": None})
 
 
