@@ -45,6 +45,10 @@ def test_a_page_fits_a_phone_and_a_desk_without_an_error(browser: Any, address: 
         set_width(browser, width)
         browser.get(address + page)
         assert ask(browser, "document.documentElement.scrollWidth") <= width
+    wide = "[...document.querySelectorAll('pre code')].filter((code) => code.scrollWidth > code.clientWidth)"
+    assert ask(browser, f"{wide}.map((code) => code.innerText)") == []  # on a desk; test_pages counts for all pages
+    broken = "[...document.querySelectorAll('code.whole')].filter((code) => code.getClientRects().length > 1)"
+    assert ask(browser, f"{broken}.map((code) => code.innerText)") == []
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     fetched = ask(browser, "performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [name for name in fetched if not name.startswith(address)] == []
