@@ -1,0 +1,43 @@
+"""An average of a run's weights: a network that is good at any time of a run whose end is not known."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metastep.schedules.base import require
+
+
+def polynomial_average(power: float = 10.0) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Return an averaging function for torch's ``AveragedModel`` that forgets the beginning, however long a run is.
+
+    The t-th weights take the share (power + 1) / (power + t), so the average reaches back over about one part in
+    ``power + 1`` of the run so far. An exponential average reaches back over a number of steps, which is right for one
+    length only. Nothing is read from a device.
+
+    Args:
+        power: how much it forgets, >= 0; 0 is the plain mean of all weights.
+
+    Raises:
+        ValueError: for another power.
+
+    Source: Shamir and Zhang, arXiv 1212.1824.
+
+    Example:
+        >>> from torch.optim.swa_utils import AveragedModel
+        >>> model = torch.nn.Linear(2, 1)
+        >>> average = AveragedModel(model, multi_avg_fn=polynomial_average())
+        >>> average.update_parameters(model)
+    """
+    known = isinstance(power, int | float) and not isinstance(power, bool)
+    require(known and 0 <= power < float("inf"), "power", "a number >= 0", power, "10 averages the last eleventh")
+
+    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+        """Move averages towards weights, of which they hold ``count`` already."""
+        exact = torch.promote_types(averages[0].dtype, torch.float32)
+        share = (power + 1) / (power + 1 + torch.as_tensor(count, dtype=exact))
+        changes = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(changes, share)
+        torch._foreach_add_(averages, changes)
+
+    return update

@@ -1,0 +1,57 @@
+"""The average of weights that reaches back over a share of a run."""
+
+import math
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+import metastep as ms
+
+
+def averaged(values: list[torch.Tensor], power: float) -> torch.Tensor:
+    model = torch.nn.ParameterList([torch.nn.Parameter(values[0].clone())])
+    average = AveragedModel(model, multi_avg_fn=ms.polynomial_average(power))
+    for value in values:
+        with torch.no_grad():
+            model[0].copy_(value)
+        average.update_parameters(model)
+    return average.module[0].detach()
+
+
+@pytest.mark.parametrize("power", [0, 1.0, 3, 10.0])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_weights_are_those_of_the_formula(power: float, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    values = [torch.randn(shape, dtype=torch.float64) for _ in range(40)]
+    expected = values[0]
+    for t, value in enumerate(values[1:], start=2):
+        share = (power + 1) / (power + t)
+        expected = (1 - share) * expected + share * value
+    torch.testing.assert_close(averaged(values, power), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_without_power_it_is_the_mean() -> None:
+    values = [torch.full((4,), float(k), dtype=torch.float64) for k in range(11)]
+    torch.testing.assert_close(averaged(values, 0), torch.full((4,), 5.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_it_reaches_back_over_a_share_of_the_run(steps: int) -> None:
+    ages = [torch.tensor(float(steps - k), dtype=torch.float64) for k in range(1, steps + 1)]
+    assert averaged(ages, 10.0).item() == pytest.approx(steps / 12, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_types_stay(dtype: torch.dtype) -> None:
+    values = [torch.full((3,), float(k)).to(dtype) for k in range(6)]
+    found = averaged(values, 2.0)
+    assert found.dtype == dtype
+    exact = averaged([value.to(torch.complex128) for value in values], 2.0)
+    torch.testing.assert_close(found.to(torch.complex128), exact, rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize("power", [-1, math.nan, math.inf, "10", None, True])
+def test_another_power_is_refused(power: object) -> None:
+    with pytest.raises(ValueError, match="power must be a number >= 0"):
+        ms.polynomial_average(power)  # type: ignore[arg-type]
