@@ -134,7 +134,7 @@ FIELD = ("experiment", "field/small")
         ((*FIELD, "--storage", "postgresql://a:secret@127.0.0.1:9/x"), ("storage must be an Optuna storage",)),
         (("compare", "field/small"), ("type: metastep experiment field/small",)),
         (("compare", "digits/mlp", "--budgets", "1,8"), ("--budgets",)),
-        (("experiment", "paper/transfer-data", "--data", "nowhere"), ("SVHN must be on this machine as",)),
+        (("experiment", "paper/transfer-data", "--data", "nowhere"), ("SVHN must be in",)),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else None,
 )

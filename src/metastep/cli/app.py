@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from itertools import pairwise
 
 import typer
 from typer.main import get_command
@@ -58,7 +59,8 @@ def main() -> None:
         _say("stopped.")
         sys.exit(130)
     except _UsageError as error:
-        _refuse(error.format_message() + _moved(getattr(error, "option_name", "")))  # type: ignore[attr-defined]
+        message = _in_words(error.format_message())  # type: ignore[attr-defined]
+        _refuse(message + _moved(getattr(error, "option_name", "")))
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("METASTEP_TRACEBACK") and type(error).__name__ == "OwnCodeError":
             raise
@@ -73,6 +75,20 @@ def main() -> None:
     if code == 130:  # Ctrl-C where nothing was begun; newer versions of typer return it
         _say("stopped.")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_words(message: str) -> str:
+    """Say what a value must be, where typer tells how it failed to read it."""
+    found = re.fullmatch(r"Invalid value for '(--[\w-]+)': (.*)", message, re.DOTALL)
+    if found is None:
+        return message
+    option, reason = found.groups()
+    pairs = [*pairwise(sys.argv), *(word.split("=", 1) for word in sys.argv if "=" in word)]
+    given = next((value for flag, value in pairs if flag == option), "")
+    wanted = "a whole number" if "integer" in reason else "a number" if "number" in reason else ""
+    if choices := re.search(r"is not one of (.*?)\.?$", reason):
+        wanted = f"one of {choices[1]}".replace("'", "")
+    return f"{option} must be {wanted}, got {given!r}." if wanted else message
 
 
 def _moved(option: str) -> str:

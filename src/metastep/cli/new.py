@@ -75,7 +75,7 @@ def new(
 ) -> None:
     """Make a small project: a model and data of your own, ready to train."""
     if folder.exists():
-        raise ValueError(f"FOLDER must be a new one, got {folder}, which is there; take another name.")
+        raise ValueError(f"FOLDER must be a new one, got {folder}, which exists; take another name.")
     folder.mkdir(parents=True)
     for name, text in {
         "model.py": _MODEL,

@@ -241,7 +241,7 @@ def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:
     given = typed(context, (name for name in context.params if name not in ("resume", "json", *allowed)))
     if given:
         raise ValueError(
-            f"resume must be given without {', '.join(given)}; the folder holds the settings of what goes on."
+            f"resume must be given without {', '.join(given)}; what is resumed keeps the settings in its folder."
         )
 
 

@@ -339,7 +339,9 @@ def _read_published(data: bytes, gate_layout: GateLayout) -> MLRSNet:
         reason = str(error).splitlines()[0]
         raise ValueError(f"refused: no tensors only, reading it would run code from the file ({reason})") from error
     except Exception as error:  # torch.load fails on random bytes in many ways (EOFError, RuntimeError, KeyError ...)
-        raise ValueError(f"neither a safetensors nor a torch file, or truncated ({error})") from error
+        raise ValueError(
+            "no schedule, or damaged; give a .safetensors file that metastep saved, or a published .pth snapshot."
+        ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):

@@ -109,7 +109,10 @@ def make_optimizer(
     try:
         optimizer: Optimizer = made(parameters, lr=lr, **{**told, **options})
     except TypeError as error:
-        raise ValueError(f"optimizer {name} refuses the options {dict(options)}: {error}") from error
+        if foreign := options.keys() - asked:
+            has = ", ".join(key for key in asked if key not in ("params", "lr", *known))
+            raise ValueError(f"optimizer {name} has no {', '.join(sorted(foreign))}; it has {has}.") from error
+        raise ValueError(f"optimizer {name} refuses an option: {error}.") from error
     return optimizer
 
 

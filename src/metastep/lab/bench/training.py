@@ -365,8 +365,9 @@ def check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"device must be one that this machine and torch have, got {name!r} ({reason}).") from error
+        found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"device must be one that torch finds here ({', '.join(found)}), got {name!r}.") from error
 
 
 def _schedule(config: RunConfig, task: Task, file: Path | None) -> tuple[Schedule, bool]:

@@ -342,6 +342,8 @@ def read_results(
     """
     files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
     files = [file for file in files if file.name != "metrics.jsonl" or file == place]
+    if not place.exists():
+        raise FileNotFoundError(f"there is no {place}; give the folder of a comparison, or a .jsonl file.")
     if not files:
         raise FileNotFoundError(f"no records (*.jsonl) in {place}; give the folder of a comparison, or a .jsonl file.")
     runs = [

@@ -75,10 +75,11 @@ def load_code(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ImportError(f"{name} imports {error.name}, which is not installed.") from error
+        file = f"{module_name.replace('.', '/')}.py"
         remedy = f"write {module_name.removesuffix('.py')}:{attribute}" if module_name.endswith(".py") else (
-            f"it is {module_name.replace('.', '/')}.py there, or a package that is installed"
+            f"there is no {file} in {here}, and no installed package of that name"
         )  # fmt: skip
-        raise OwnCodeError(f"{name} must name a module that Python finds from {here}, got none; {remedy}.") from error
+        raise OwnCodeError(f"{name} must name a module that can be imported, got {module_name}; {remedy}.") from error
     except Exception as error:
         raise _failed(name, error) from error
     found: Any = module
@@ -90,7 +91,7 @@ def load_code(name: str) -> Any:
         found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
         raise OwnCodeError(
-            f"{name} must be a function or a class, got a {type(found).__name__}; it is called for each run, so write "
+            f"{name} must be a function or a class, got {type(found).__name__}; it is called for each run, so write "
             f"a function that makes a new one."
         )
     return found

@@ -29,7 +29,9 @@ class FileLayout:
     test: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " or ".join(f"{folder}/{{{','.join(self.train + self.test)}}}" for folder in self.folders)
+        first, *others = self.train + self.test
+        more = f" and {len(others)} more" if others else ""
+        return " or ".join(f"{folder}/{first}" for folder in self.folders) + more
 
 
 LayoutT = TypeVar("LayoutT", bound=FileLayout)
@@ -95,9 +97,9 @@ def find_files(
                     lacking = ", ".join(pattern for pattern, files in patterns if not files)
                     partial = partial or f" ({folder} is there, but lacks {lacking})"
     raise MissingData(
-        f"{name} must be on this machine as {'; or as '.join(map(str, layouts))}; none found in "
-        f"{', '.join(os.path.abspath(root) for root in roots)}{partial}; "
-        f"pass data_dir (--data PATH) or set METASTEP_DATA to the folder that holds it{f'; {where}' if where else ''}."
+        f"{name} must be in {' or '.join(os.path.abspath(root) for root in roots)}{partial}, as "
+        f"{', or '.join(map(str, layouts))} (docs/tasks.md lists the files); "
+        f"give its folder as data_dir (--data) or in METASTEP_DATA{f'; {where}' if where else ''}."
     )
 
 

@@ -73,8 +73,8 @@ def recipe_of(name: str, data_dir: Path | str | None = None) -> Recipe:
     if is_code(data):
         raise ValueError(f"data_dir must be a folder or a file for {name}, got the code {data}; give it with --model.")
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(RECIPES)}."
+        near = difflib.get_close_matches(name, RECIPES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`metastep list tasks` names them."
         raise ValueError(f"name must be that of a task, got {name!r}; {hint}")
     return RECIPES[name]
 
