@@ -10,8 +10,7 @@ import pytest
 from tests.faults.commands import COMMANDS, EVERY, checkpoints, wait_for, weights_and_records
 from tests.lab.bench.running import Child, differences
 
-from metastep.lab.bench.curves import read_entries
-from metastep.lab.runtime.folder import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile, read_lines
 
 KILLS = 18  # of each command
 assert KILLS * len(COMMANDS) >= 50
@@ -27,7 +26,7 @@ def lost(out: Path) -> list[int]:
     found = []
     for path in checkpoints(out):
         kept = CheckpointFile(path).load()[0]["trainer"]["steps"]
-        logged = max((entry["step"] for entry in read_entries(path.with_name("metrics.jsonl"))), default=0)
+        logged = max((entry["step"] for entry in read_lines(path.with_name("metrics.jsonl"))[0]), default=0)
         found.append(logged - kept)
     return found
 

@@ -17,9 +17,8 @@ import pytest
 from tests.faults.commands import COMMANDS, begun, checkpoints, descendants, wait_for, weights_and_records
 from tests.lab.bench.running import Child, differences, run_config
 
-from metastep.lab.bench.curves import read_entries
 from metastep.lab.bench.run import Run
-from metastep.lab.runtime.folder import CheckpointFile, Folder
+from metastep.lab.runtime.folder import CheckpointFile, Folder, read_lines
 from metastep.lab.runtime.stop_signals import StopSignal
 
 TWO_TASKS = (
@@ -45,7 +44,7 @@ def test_sigterm_saves_and_exits_0_and_the_rest_is_as_ever(
     assert child.end() == 0, child.err
     assert child.err.splitlines()[-1] == f"stopped; resume with: metastep {command} --resume out"
     for path in checkpoints(out):  # nothing that was logged is lost
-        logged = max((entry["step"] for entry in read_entries(path.with_name("metrics.jsonl"))), default=0)
+        logged = max((entry["step"] for entry in read_lines(path.with_name("metrics.jsonl"))[0]), default=0)
         assert CheckpointFile(path).load()[0]["trainer"]["steps"] >= logged
     assert start(command, "--resume", "out").end() == 0
     assert differences(weights_and_records(command, out), weights_and_records(command, undisturbed(command))) == []
@@ -89,7 +88,7 @@ def test_a_terminal_that_closes_leaves_a_run_saved(tmp_path: Path) -> None:
     finally:
         process.kill()
     state, note = CheckpointFile(tmp_path / "out" / "checkpoint.pt").load()
-    logged = max(entry["step"] for entry in read_entries(tmp_path / "out" / "metrics.jsonl"))
+    logged = max(entry["step"] for entry in read_lines(tmp_path / "out" / "metrics.jsonl")[0])
     assert note is None
     assert state["trainer"]["steps"] >= logged
     assert not (tmp_path / "out" / "record.json").exists()

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from metastep.lab.bench.config import MetaConfig, RunConfig
-from metastep.lab.bench.curves import read_entries
 from metastep.lab.records import Record, read_record
-from metastep.lab.runtime.folder import CheckpointFile
+from metastep.lab.runtime.folder import CheckpointFile, read_lines
 from metastep.schedules import load_schedule
 
 #: Clocks and the circumstances of a process; everything else of a record must agree.
@@ -52,7 +51,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         "trainer": state["trainer"],
         "valid": state["valid"],
-        "metrics": [without(entry, "seconds") for entry in read_entries(folder / "metrics.jsonl")],
+        "metrics": [without(entry, "seconds") for entry in read_lines(folder / "metrics.jsonl")[0]],
         "record": timeless(read_record(folder / "record.json")),
         "schedules": {path.name: _contents(path) for path in sorted(folder.rglob("*.safetensors"))},
     }

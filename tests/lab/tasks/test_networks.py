@@ -43,7 +43,6 @@ ALSO_PUBLISHED = {
         lambda: VisionTransformer(1000, channels=3, size=224, patch=16, width=768, layers=12, heads=12),
         86_567_656,
     ),
-    "ResNet-101": (lambda: bottleneck_resnet(1000, blocks=(3, 4, 23, 3)), 44_549_160),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from metastep.lab.records import Curve, Layers
-from metastep.lab.runtime.folder import JsonLog, Line, LogMark, read_lines
+from metastep.lab.runtime.folder import JsonLog, Line, LogMark
 
 
 class CurveLog:
@@ -70,11 +70,6 @@ class CurveLog:
         finally:
             if self._events is not None:
                 self._events.close()
-
-
-def read_entries(path: Path) -> list[Line]:
-    """The entries of a log that can be read; a last line that a kill cut short is left out."""
-    return read_lines(path)[0]
 
 
 def columns_of(entries: Iterable[Line], split: str, names: tuple[str, ...]) -> Curve:

@@ -299,16 +299,16 @@ def _compact(record: Record) -> dict[str, Any]:
     }
 
 
-def thinned(curve: Curve, points: int = POINTS) -> Curve:
-    """Return a curve with at most so many points, the first and the last among them, in fewer digits.
+def thinned(curve: Curve) -> Curve:
+    """Return a curve with at most :data:`POINTS` points, the first and the last among them, in fewer digits.
 
     Example:
-        >>> thinned({"step": [1, 2, 3, 4, 5], "loss": [5.0, 4.0, None, 2.0, 1.0000001]}, points=3)
-        {'step': [1, 3, 5], 'loss': [5.0, None, 1.0]}
+        >>> thinned({"step": [1, 2, 3], "loss": [5.0, None, 1.0000001]})
+        {'step': [1, 2, 3], 'loss': [5.0, None, 1.0]}
     """
     length = len(curve["step"])
     last = length - 1
-    kept = range(length) if length <= points else sorted({round(k * last / (points - 1)) for k in range(points)})
+    kept = range(length) if length <= POINTS else sorted({round(k * last / (POINTS - 1)) for k in range(POINTS)})
     return {name: [_shorter(values[k]) for k in kept] for name, values in curve.items()}
 
 

@@ -51,17 +51,15 @@ def seed_range(values: Iterable[float | None]) -> Interval | None:
     return Interval(mean=math.fsum(numbers) / len(numbers), low=min(numbers), high=max(numbers), n=len(numbers))
 
 
-def bootstrap(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
-    """Give the mean and its percentile interval over resampled seeds.
+def bootstrap(values: Sequence[float], *, draws: int = 10_000) -> Interval:
+    """Give the mean and its 95 % percentile interval over resampled seeds.
 
     Args:
         values: one a seed; a value that is not finite makes all three infinite.
-        level: share of the draws inside, in (0, 1).
         draws: resamplings, >= 1.
-        seed: of the resampling.
 
     Raises:
-        ValueError: for no values or a level out of range.
+        ValueError: for no values.
 
     Example:
         >>> bootstrap([2.0, 2.0])
@@ -69,13 +67,11 @@ def bootstrap(values: Sequence[float], *, level: float = 0.95, draws: int = 10_0
     """
     if not values:
         raise ValueError("values must hold at least one number, got none.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}.")
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
         return Interval(mean=math.inf, low=math.inf, high=math.inf, n=len(values))
-    picks = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    picks = np.random.default_rng(0).integers(len(array), size=(draws, len(array)))
+    low, high = np.quantile(array[picks].mean(axis=1), [0.025, 0.975])
     return Interval(mean=float(array.mean()), low=float(low), high=float(high), n=len(values))
 
 

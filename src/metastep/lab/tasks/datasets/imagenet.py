@@ -75,14 +75,13 @@ class PhotoData(TaskData):
         )
 
 
-def read_imagenet(options: DataOptions, *, size: int = 224) -> PhotoData:
+def read_imagenet(options: DataOptions) -> PhotoData:
     """Find train/WNID/*.JPEG and val/WNID/*.JPEG; classes are numbered in the order of their names.
 
     The published validation images are the test; what is held out comes from the training images.
 
     Args:
         options: Sizes of the splits, and the label noise.
-        size: Height and width of what the network sees.
 
     Raises:
         ValueError: If there are test images of a class without training images.
@@ -95,7 +94,7 @@ def read_imagenet(options: DataOptions, *, size: int = 224) -> PhotoData:
     splits["train"] = PhotoSplit(splits["train"].files, options.noisy(splits["train"].labels, len(names)))
     splits["test"] = PhotoSplit(found.test, test_labels)
     notes = f"ImageNet from {found.folder.name}/train, {len(names)} classes"
-    return PhotoData(splits_by_name=splits, num_classes=len(names), notes=notes, size=size)
+    return PhotoData(splits_by_name=splits, num_classes=len(names), notes=notes)
 
 
 class PhotoBatches(EpochBatches):

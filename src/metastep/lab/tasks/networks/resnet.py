@@ -99,21 +99,20 @@ class Bottleneck(nn.Module):
         return relu(self.residual(x) + self.shortcut(x))
 
 
-def bottleneck_resnet(num_classes: int, *, blocks: Sequence[int] = (3, 4, 6, 3)) -> nn.Sequential:
-    """Make a residual network of bottleneck blocks: ResNet-50 and deeper (He et al. 2016).
+def bottleneck_resnet(num_classes: int) -> nn.Sequential:
+    """Make a residual network of bottleneck blocks: ResNet-50 (He et al. 2016).
 
     The stem is that for 224 x 224 pixels: 7 x 7 with stride 2, then pooling.
 
     Args:
         num_classes: Outputs.
-        blocks: Blocks of the four stages; (3, 4, 6, 3) is ResNet-50.
     """
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     layers.append(nn.MaxPool2d(3, stride=2, padding=1))
     fan_in = 64
-    for stage, number in enumerate(blocks):
+    for stage, blocks in enumerate((3, 4, 6, 3)):
         width = 64 * 2**stage
-        for block in range(number):
+        for block in range(blocks):
             layers.append(Bottleneck(fan_in, width, stride=2 if stage > 0 and block == 0 else 1))
             fan_in = _EXPANSION * width
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, num_classes))
