@@ -12,7 +12,7 @@ import argparse
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -36,19 +36,10 @@ COOLED = 0.2  # of a run: its end
 TUNED = Path("results/untuned/tuned/records.jsonl")
 
 
-def polynomial(power: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """An average for AveragedModel that reaches back over a share of the run: about one part in ``power + 1``."""
-
-    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
-        torch._foreach_lerp_(averages, weights, (power + 1) / (power + 1 + int(count)))
-
-    return update
-
-
 #: Averages of the weights by name.
 AVERAGES = {
     "exponential average, 0.99": get_ema_multi_avg_fn(0.99),
-    "polynomial average, 10": polynomial(10.0),
+    "polynomial average, 10": ms.polynomial_average(10.0),
 }
 
 
