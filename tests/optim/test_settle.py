@@ -72,6 +72,26 @@ def test_every_base_settles_and_resumes_to_the_bit(name):
     torch.testing.assert_close(found["combined"]["0"], share * adapted + (1 - share) * 0.003 * found["cut"])
 
 
+@pytest.mark.parametrize("settle", [(0.05, 4), [torch.tensor(0.05), 4]], ids=["tuple", "list"])
+def test_rates_without_a_hyper_rate_go_over_too(settle):
+    x = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = ms.HyperSGD([x], lr=0.1, hyper_lr=0.0, safeguard=False, settle=settle)
+    quadratic(optimizer, x, torch.tensor([1.0, 3.0]), 10)
+    expected = 0.16 * 0.1 + 0.84 * 0.05
+    assert optimizer.rates()[0]["combined"]["0"].item() == pytest.approx(expected, rel=1e-6)
+    assert saved(optimizer.state_dict())["param_groups"][0]["settle"] == (pytest.approx(0.05), 4)
+
+
+def test_a_state_from_before_the_option_loads_with_the_settle_of_the_optimizer():
+    x = torch.nn.Parameter(torch.ones(2))
+    optimizer = ms.HyperSGD([x], lr=0.1, settle=(0.05, 4))
+    quadratic(optimizer, x, torch.ones(2), 3)
+    state = saved(optimizer.state_dict())
+    del state["param_groups"][0]["settle"]
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["settle"] == (0.05, 4)
+
+
 def test_elements_have_no_settled_rate():
     x = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(ValueError, match="settle must be None with the level 'parameter'"):

@@ -58,6 +58,8 @@ WORTH_A_KERNEL = 100_000  # elements of a group from which the CPU engine is cho
 RATE_OPTIMIZERS = "rate_optimizers"  # their states in a checkpoint
 #: torch.optim.Adam and AdamW did not write it in torch 2.6; of so old a checkpoint the optimizer's own value holds.
 NEWER_IN_TORCH = ("decoupled_weight_decay",)
+#: Options that states of earlier versions lack; there, too, the optimizer's own value holds.
+NEWER_OPTIONS = (SAFEGUARD, "settle")
 
 
 class GroupSettings(NamedTuple):
@@ -438,10 +440,8 @@ class HyperOptimizer(Optimizer):
         result = []
         for position, (saved, group) in enumerate(zip(given["param_groups"], self.param_groups, strict=False)):
             plain = set(KEYS).isdisjoint(saved)
-            if not plain:  # states of earlier versions lack it
-                saved = {SAFEGUARD: group[SAFEGUARD], **saved}
-            else:
-                saved = {**{key: group[key] for key in (*NEWER_IN_TORCH, *KEYS) if key in group}, **saved}
+            newer = (*NEWER_IN_TORCH, *KEYS) if plain else NEWER_OPTIONS
+            saved = {**{key: group[key] for key in newer if key in group}, **saved}
             if saved.get("rule") == "driven":  # as older states say
                 saved = {**saved, "rule": BY_OPTIMIZER}
             for key in group:

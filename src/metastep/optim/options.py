@@ -93,7 +93,7 @@ class FurtherOptions:
         for name in ("scaled", "include_decay", "tie_bias"):
             flag(name, getattr(self, name))
         if self.settle is not None:
-            self._check_settle(self.settle)
+            object.__setattr__(self, "settle", self._checked_settle(self.settle))
         if self.pull is not None and not (isinstance(self.pull, Mapping) and self.pull):
             raise ValueError(
                 f'pull must map (level, target) to a weight, got {self.pull!r}; e.g. {{("layer", "global"): 0.2}}.'
@@ -105,14 +105,14 @@ class FurtherOptions:
             )
 
     @staticmethod
-    def _check_settle(settle: object) -> None:
+    def _checked_settle(settle: object) -> tuple[float, int]:
         """A pair of a rate and a number of steps."""
         if not isinstance(settle, tuple | list) or len(settle) != 2:
             raise ValueError(f"settle must be a rate and a number of steps, got {settle!r}; e.g. (0.01, 1000).")
         rate, steps = settle
-        number("settle[0]", rate)
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"settle[1] must be a whole number of steps >= 1, got {steps!r}; e.g. (0.01, 1000).")
+        return number("settle[0]", rate), steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,8 +272,8 @@ class Options(FurtherOptions):
 
     @cached_property
     def adapts(self) -> bool:
-        """Whether any rate is to move."""
-        return any(self.hyper_rates.values())
+        """Whether any rate is to move: by its hypergradient, or over to a given one."""
+        return any(self.hyper_rates.values()) or self.settle is not None
 
     @cached_property
     def start_weights(self) -> list[float]:
