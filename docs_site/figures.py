@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.hyper_sweep_plot import over_tuned_base
-from benchmarks.untuned_table import Score, comparison
+from benchmarks.untuned_table import Score, comparison, one_for_all
 from jinja2 import Environment, StrictUndefined, TemplateError, nodes
 
 from docs_site.stage import ROOT
@@ -82,6 +82,10 @@ class Records:
     def over_cosine(self, base: str, *folders: str) -> dict[str, Score]:
         """Return how methods compare with the tuned cosine over a base, by name (``benchmarks/untuned_table.py``)."""
         return _over_cosine(base, *map(self._at, folders))
+
+    def one_rate(self, folder: str) -> list[float]:
+        """Return the rate of the one configuration for all tasks, chosen for each task by the others."""
+        return [choice.runs[0].record.lr for choice in one_for_all([self._at(folder)])]
 
     def sweep(self, *paths: str) -> dict[tuple[str, str], dict[tuple[float, float | None], float]]:
         """Return losses over the tuned base's by task and base, then by start and hyper-rate (None: the base)."""
