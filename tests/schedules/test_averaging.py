@@ -51,6 +51,28 @@ def test_types_stay(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.to(torch.complex128), exact, rtol=0.02, atol=0.0)
 
 
+def test_buffers_are_averaged_and_counts_are_the_last() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    average = AveragedModel(model, multi_avg_fn=ms.polynomial_average(0), use_buffers=True)
+    means = []
+    for k in range(1, 5):
+        model(torch.full((3, 2), float(k)))
+        average.update_parameters(model)
+        means.append(model.running_mean.clone())  # type: ignore[union-attr]
+    torch.testing.assert_close(average.module.running_mean, torch.stack(means).mean(dim=0))
+    assert average.module.num_batches_tracked == 4
+
+
+def test_an_average_in_float32_follows_a_model_in_bfloat16() -> None:
+    model = torch.nn.Linear(1, 1, dtype=torch.bfloat16)
+    average = AveragedModel(model, multi_avg_fn=ms.polynomial_average()).float()
+    for k in range(1001):
+        with torch.no_grad():
+            model.weight.fill_(1 + k / 1000)
+        average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(2 - 1 / 12, rel=0.01)
+
+
 @pytest.mark.parametrize("power", [-1, math.nan, math.inf, "10", None, True])
 def test_another_power_is_refused(power: object) -> None:
     with pytest.raises(ValueError, match="power must be a number >= 0"):

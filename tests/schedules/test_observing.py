@@ -175,7 +175,7 @@ def test_a_thousand_steps_leave_no_memory_behind() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("wrong", ["a", None, [1.0], 1 + 2j, True, torch.ones(3), torch.ones((), dtype=torch.int64)])
+@pytest.mark.parametrize("wrong", ["a", None, [1.0], 1 + 2j, True, torch.ones(3), np.ones(3), torch.tensor(1)])
 def test_what_is_no_number_is_refused_by_its_name(wrong: Any) -> None:
     lr = ms.LearnedLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), total_steps=3)
     for name, observe in (
@@ -200,8 +200,17 @@ def test_the_step_of_a_scheduler_does_nothing() -> None:
         rates += lr.get_last_lr()
         lr.step()
         lr.step(1.0)  # as for a plateau, or with an epoch
+        lr.step(epoch=3, metric=0.5)
     assert lr.steps == 4
     assert rates == pytest.approx([0.1, 0.1 * (0.5 + 0.5 * 0.5**0.5), 0.05, 0.1 * (0.5 - 0.5 * 0.5**0.5)])
+
+
+def test_a_loss_with_its_graph_is_read_in_silence(recwarn: pytest.WarningsRecorder) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    lr = ms.LearnedLR(torch.optim.SGD([parameter], lr=0.1), total_steps=3)
+    lr.observe(parameter.sum(), grad_norm=parameter.norm())
+    assert lr.observe_validation(parameter.sum())
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "state"])

@@ -13,7 +13,9 @@ def polynomial_average(power: float = 10.0) -> Callable[[list[Tensor], list[Tens
 
     The t-th weights take the share (power + 1) / (power + t), so the average reaches back over about one part in
     ``power + 1`` of the run so far. An exponential average reaches back over a number of steps, which is right for one
-    length only. Nothing is read from a device.
+    length only. Nothing is read from a device. Counts among the buffers (integers) are those of the last weights. For a
+    model in bfloat16 or float16, whose rounding would lose the small changes, average in float32:
+    ``AveragedModel(...).float()``.
 
     Args:
         power: how much it forgets, >= 0; 0 is the plain mean of all weights.
@@ -34,6 +36,9 @@ def polynomial_average(power: float = 10.0) -> Callable[[list[Tensor], list[Tens
 
     def update(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
         """Move averages towards weights, of which they hold ``count`` already."""
+        if not (averages[0].is_floating_point() or averages[0].is_complex()):
+            torch._foreach_copy_(averages, weights)
+            return
         exact = torch.promote_types(averages[0].dtype, torch.float32)
         share = (power + 1) / (power + 1 + torch.as_tensor(count, dtype=exact))
         changes = torch._foreach_sub(weights, averages)

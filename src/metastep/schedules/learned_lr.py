@@ -28,7 +28,7 @@ from metastep.schedules.closed_form import OverHorizon
 from metastep.schedules.cuda_graph import GraphedQuery
 from metastep.schedules.files import load_schedule
 from metastep.schedules.history import History
-from metastep.schedules.loss_window import LossWindow, check_number
+from metastep.schedules.loss_window import LossWindow, checked_number
 from metastep.schedules.migration import upgraded_state
 from metastep.schedules.param_groups import ParamGroups
 from metastep.schedules.registry import REGISTRY
@@ -182,11 +182,11 @@ class LearnedLR:
         """
         self._window.add(loss)
         if grad_norm is not None:
-            check_number("grad_norm", grad_norm)
+            grad_norm = checked_number("grad_norm", grad_norm)
             if self._calibrator is not None:
                 self._calibrator.given = float(grad_norm)
 
-    def step(self, *args: object) -> None:
+    def step(self, *args: object, **kwargs: object) -> None:
         """Nothing: ``optimizer.step()`` has moved the rate. It is here for loops that step a torch scheduler."""
 
     def observe_validation(self, loss: Loss) -> bool:
@@ -203,8 +203,7 @@ class LearnedLR:
             TypeError: for what is no real number.
             ValueError: for a tensor of several elements.
         """
-        check_number("loss", loss)
-        return self._history.add_validation(self.steps, float(loss))
+        return self._history.add_validation(self.steps, float(checked_number("loss", loss)))
 
     def get_last_lr(self) -> list[float]:
         """The rate of each parameter group as the last step used it (before the first: as it stands)."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 
-def check_number(name: str, value: float | Tensor) -> None:
-    """Refuse what is not one real number, in a tensor or not; nothing is read from a device.
+def checked_number(name: str, value: float | Tensor) -> float | Tensor:
+    """Return one real number, a tensor without its graph; nothing is read from a device.
 
     Raises:
         TypeError: if it is no real number or floating-point tensor.
@@ -22,8 +22,10 @@ def check_number(name: str, value: float | Tensor) -> None:
             )
         if not value.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}.")
-    elif isinstance(value, bool) or not hasattr(value, "__float__"):
+        return value.detach()
+    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) > 0:
         raise TypeError(f"{name} must be a float or a one-element tensor, got {type(value).__name__}.")
+    return value
 
 
 class LossWindow:
@@ -51,11 +53,11 @@ class LossWindow:
             TypeError: if it is no real number or floating-point tensor.
             ValueError: if it has more than one element.
         """
-        check_number("loss", loss)
+        loss = checked_number("loss", loss)
         if isinstance(loss, Tensor) and not loss.is_cpu:
-            self._add_on_device(loss.detach())
+            self._add_on_device(loss)
             return
-        value = loss.item() if isinstance(loss, Tensor) else float(loss)
+        value = float(loss)
         self.calls += 1
         if math.isfinite(value):
             self._sum += value
