@@ -156,7 +156,7 @@ def test_an_own_model_reads_a_text(code, tmp_path: Path) -> None:
     ("model", "data", "further", "message"),
     [
         ("nothing", "pair", "", r"must name a function of .*, got 'nothing'; it has Net, "),
-        ("made", "pair", "made = Net()", "must be a function or a class, got a Net; it is called for each run"),
+        ("made", "pair", "made = Net()", "must be a function or a class, got Net; it is called for each run"),
         ("f", "pair", "def f(): return 5", "must give a torch.nn.Module, got int"),
         ("f", "pair", "n = Net()\ndef f(): return n", None),
         ("f", "pair", "def f(): return nn.Linear('a')", r"f failed \(own_code_\d+.py, line 29: TypeError"),
@@ -193,7 +193,7 @@ def test_modules_that_are_not_there_or_do_not_import_are_said(code) -> None:
     module = code("import nosuchmodule_of_anyone")
     with pytest.raises(ImportError, match="imports nosuchmodule_of_anyone, which is not installed"):
         recipe_of(f"{module}:Net", f"{module}:pair")
-    with pytest.raises(OwnCodeError, match=r"nowhere_to_find.py there, or a package"):
+    with pytest.raises(OwnCodeError, match=r"there is no nowhere_to_find\.py in .*, and no installed package"):
         recipe_of("nowhere_to_find:f", "x:y")
     with pytest.raises(OwnCodeError, match=r"write net_of_mine:make\."):
         recipe_of("net_of_mine.py:make", "x:y")

@@ -52,7 +52,7 @@ def test_label_noise_works_on_text(reviews, name):
 
 def test_absent_reviews_say_where_to_get_them(tmp_path):
     with pytest.raises(
-        MissingData, match=r"rt-polarity\.neg,rt-polarity\.pos.* rt-polaritydata\.tar\.gz of https://.*ACL 2005"
+        MissingData, match=r"rt-polarity\.neg and rt-polarity\.pos.* rt-polaritydata\.tar\.gz of https://.*ACL 2005"
     ):
         load_task("mr/lstm", data_dir=tmp_path)
 

@@ -62,11 +62,11 @@ def test_data_are_also_looked_for_in_shared_folders(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("cifar10/resnet8", ["cifar-10-batches-py/data_batch_1 and 5 more", "cifar10/train-*.parquet and 1 more"]),
-        ("cifar100/wrn-28-10", ["cifar-100-python/train and 1 more", "cifar100/train-*.parquet"]),
-        ("mnist/mlp", ["mnist/train-images-idx3-ubyte", "MNIST/raw/train-images", "mnist10k/train-*.parquet"]),
-        ("ptb/lstm2", ["ptb/ptb.train.txt", "ptb/valid.txt and 1 more"]),
-        ("shakespeare/lstm", ["text/tinyshakespeare.txt"]),
+        ("cifar10/resnet8", ["cifar-10-batches-py with data_batch_1 and 5 more", "cifar10 with train-*.parquet"]),
+        ("cifar100/wrn-28-10", ["cifar-100-python with train and test", "cifar100 with train-*.parquet"]),
+        ("mnist/mlp", ["mnist or MNIST/raw with train-images-idx3-ubyte and 3 more", "mnist10k or mnist with"]),
+        ("ptb/lstm2", ["ptb or simple-examples/data with ptb.train.txt", "ptb with valid.txt and test.txt"]),
+        ("shakespeare/lstm", ["text with tinyshakespeare.txt"]),
     ],
 )
 def test_missing_data_are_an_error_that_says_which_files_are_expected_where(tmp_path, name, expected):

@@ -29,9 +29,9 @@ class FileLayout:
     test: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        first, *others = self.train + self.test
-        more = f" and {len(others)} more" if others else ""
-        return " or ".join(f"{folder}/{first}" for folder in self.folders) + more
+        files = self.train + self.test
+        shown = f"{files[0]} and {len(files) - 1} more" if len(files) > 2 else " and ".join(files)
+        return f"{' or '.join(self.folders)} with {shown}"
 
 
 LayoutT = TypeVar("LayoutT", bound=FileLayout)
