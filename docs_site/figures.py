@@ -160,6 +160,8 @@ class Checker:
         said = in_one_line(self._templates.from_string(given + template).render())
         if not self._records.asked or not any(output.find(nodes.Name) for output in outputs):
             raise ValueError("no figure in it comes from a record; compute it with {{ ... }}, or take the claim out.")
+        if not said:
+            raise ValueError("the records leave nothing of it; look what it selects of them, or take the claim out.")
         return said
 
     def check(self, claims: dict[str, Any]) -> Iterator[Outcome]:
@@ -175,7 +177,7 @@ class Checker:
 
     def _missing(self, said: str, page: str) -> str:
         text = _page(self._root / page)
-        if said in text:
+        if stands_in(said, text):
             return ""
         rows = re.findall(r"\|.*?\|(?= \||$)", said) if said.startswith("|") else []
         return "\n".join(
@@ -192,6 +194,11 @@ def _page(path: Path) -> str:
 def in_one_line(text: str) -> str:
     """Collapse white space, and with it the breaks of lines, which say nothing."""
     return " ".join(text.split())
+
+
+def stands_in(said: str, text: str) -> bool:
+    """Say whether a piece is in a text, and not as a part of longer numbers: 17 is not in 117, nor 0.2 in 0.25."""
+    return re.search(rf"(?<![\w.,]){re.escape(said)}(?![\w]|[.,]\d)", text) is not None
 
 
 def nearest(said: str, text: str) -> str:

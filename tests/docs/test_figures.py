@@ -65,6 +65,20 @@ def test_a_claim_without_a_figure_from_a_record_is_refused(tmp_path: Path, says:
     assert not checked(root, CLAIM | {"says": says})[1]
 
 
+@pytest.mark.parametrize("page", ["on 117 of 25", "on 3.17 of 25", "on 17 of 250", "on 17 of 25.5"])
+def test_a_part_of_another_number_is_not_the_figure(tmp_path: Path, page: str) -> None:
+    root = repository(tmp_path, f"{page}\n")
+    assert not checked(root, CLAIM | {"says": "{{ json('tasks.json').near }} of {{ json('tasks.json').all }}"})[1]
+
+
+def test_a_table_of_nothing_is_not_taken_for_found(tmp_path: Path) -> None:
+    root = repository(tmp_path, "| near | 18 |\n")
+    rows = "{% for n, v in json('tasks.json').items() if v > 99 %}| {{ n }} | {{ v }} |\n{% endfor %}"
+    said, right = checked(root, CLAIM | {"says": rows})
+    assert not right
+    assert "the records leave nothing of it" in said
+
+
 def test_a_missing_record_is_named_with_what_to_do(tmp_path: Path) -> None:
     root = repository(tmp_path, "on 17 of 25 tasks\n")
     (root / "results" / "tasks.json").unlink()

@@ -337,7 +337,9 @@ def _read_published(data: bytes, gate_layout: GateLayout) -> MLRSNet:
             loaded: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"refused: no tensors only, reading it would run code from the file ({reason})") from error
+        raise ValueError(
+            f"refused: it does not hold tensors alone, and reading the rest would run code from the file ({reason})."
+        ) from error
     except Exception as error:  # torch.load fails on random bytes in many ways (EOFError, RuntimeError, KeyError ...)
         raise ValueError(
             "no schedule, or damaged; give a .safetensors file that metastep saved, or a published .pth snapshot."
