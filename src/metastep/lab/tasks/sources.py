@@ -97,7 +97,7 @@ def find_files(
                     lacking = ", ".join(pattern for pattern, files in patterns if not files)
                     partial = partial or f" ({folder} is there, but lacks {lacking})"
     raise MissingData(
-        f"{name} must be in {' or '.join(os.path.abspath(root) for root in roots)}{partial}, as "
+        f"{name} must be in {' or '.join(dict.fromkeys(map(os.path.abspath, roots)))}{partial}, as "
         f"{', or '.join(map(str, layouts))} (docs/tasks.md lists the files); "
         f"give its folder as data_dir (--data) or in METASTEP_DATA{f'; {where}' if where else ''}."
     )
