@@ -179,7 +179,7 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
         .encode(
             x=alt.X(
                 "ratio:Q",
-                scale=alt.Scale(type="log", domain=[0.5, 3.0], nice=False),
+                scale=alt.Scale(type="log", domain=[0.4, 3.0], nice=False),
                 title="test loss over that of the cosine, tuned over the same optimizer",
             ),
             y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=260)),
