@@ -340,6 +340,8 @@ def _read_published(data: bytes, gate_layout: GateLayout) -> MLRSNet:
         raise ValueError(
             f"refused: it does not hold tensors alone, and reading the rest would run code from the file ({reason})."
         ) from error
+    except _CompressedError as error:
+        raise ValueError("refused: torch files are not compressed; save it anew with torch.save.") from error
     except Exception as error:  # torch.load fails on random bytes in many ways (EOFError, RuntimeError, KeyError ...)
         raise ValueError(
             "no schedule, or damaged; give a .safetensors file that metastep saved, or a published .pth snapshot."
@@ -371,13 +373,17 @@ def _read_published(data: bytes, gate_layout: GateLayout) -> MLRSNet:
     return found
 
 
+class _CompressedError(Exception):
+    """A torch file whose entries are larger than they seem."""
+
+
 def _refuse_code(data: bytes) -> None:
     """Raise unless the pickles of a torch file mention nothing but tensors, and nothing in it is compressed."""
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
             if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > len(data):
-                raise ValueError("torch files are not compressed")
+                raise _CompressedError
             pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
     else:
         pickles = [data] * _PICKLES_IN_OLD_FORMAT
