@@ -298,6 +298,7 @@ def test_restarts_are_where_they_should_be_far_out() -> None:
         (lambda: Exponential("fast"), r"gamma must be in \(0, 1\], got 'fast'"),
         (lambda: Cosine(0), "total_steps must be a whole number >= 1, got 0; count in optimizer steps"),
         (lambda: Cosine(10.0), "total_steps must be a whole number >= 1, got 10.0"),
+        (lambda: Cosine(True), "total_steps must be a whole number >= 1, got True"),
         (lambda: Cosine(10, min_factor=-0.1), r"min_factor must be in \[0, 1\], got -0.1; .* not a rate"),
         (lambda: Cosine(10, min_factor=2.0), r"min_factor must be in \[0, 1\], got 2.0"),
         (lambda: Cosine().with_total_steps(-3), "total_steps must be a whole number >= 1, got -3"),

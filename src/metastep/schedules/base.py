@@ -164,7 +164,7 @@ def require(holds: bool, name: str, allowed: str, given: object, remedy: str) ->
 def whole(name: str, value: SupportsIndex, least: int, remedy: str = "count in optimizer steps") -> int:
     """``value`` as an int, if it is a whole number >= ``least`` (and at most 2**53)."""
     try:
-        number = operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = least - 1
     require(number >= least, name, f"a whole number >= {least}", value, remedy)
