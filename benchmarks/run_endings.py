@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,12 @@ from metastep.lab.bench.methods import METHODS
 from metastep.lab.bench.protocols import load_run_task
 from metastep.lab.bench.training import Trainer, make_trainer, recalibration
 from metastep.lab.tasks.task import Task
+from untuned_table import BASELINE, Score
+from untuned_table import losses as losses_of
 
 LOOKS = 25  # at the validation loss of a run
 COOLED = 0.2  # of a run: its end
-TUNED = Path("results/untuned/tuned/records.jsonl")
-
+TUNED = Path("results/untuned/tuned")
 
 #: Averages of the weights by name.
 AVERAGES = {
@@ -88,31 +89,22 @@ def until(trainer: Trainer, steps: int, averages: Iterable[AveragedModel] = ()) 
             average.update_parameters(trainer.network)
 
 
-def tuned_cosine(base: str) -> dict[str, float]:
-    """The mean test loss of the cosine that was tuned with 8 trials, by task."""
-    found: dict[str, list[float]] = {}
-    for line in TUNED.read_text().splitlines() if TUNED.exists() else ():
-        record = json.loads(line)
-        if record["method"] == f"{base}/warmup-cosine" and record.get("budget") == 8:
-            found.setdefault(record["task"], []).append(record["final"]["loss"])
-    return {task: fmean(losses) for task, losses in found.items()}
-
-
 def summary(results: dict[str, dict[str, list[float]]], base: str) -> list[dict[str, object]]:
     """For each way to end a run: how it stands beside a known length, and beside the tuned cosine."""
     means = {task: {way: fmean(losses) for way, losses in ways.items()} for task, ways in results.items()}
+    cosine = losses_of([TUNED])[BASELINE[base] + "@8"] if TUNED.exists() else {}
     rivals = {
         "known length": {task: ways["known length"] for task, ways in means.items()},
-        "tuned cosine": tuned_cosine(base),
+        "tuned cosine": {task: fmean(seeds.values()) for task, seeds in cosine.items()},
     }
     rows = []
     for way in next(iter(means.values())):
         for rival, losses in rivals.items():
-            if not (ratios := [ways[way] / losses[task] for task, ways in means.items() if task in losses]):
-                continue
-            within = {f"within {share} %": sum(r <= 1 + share / 100 for r in ratios) for share in (2, 3, 5, 10)}
-            middle = {"better": sum(r < 1 for r in ratios), "mean": geometric_mean(ratios), "worst": max(ratios)}
-            rows.append({"way": way, "over": rival, "tasks": len(ratios), **within, **middle})
+            score = Score(ratios={task: ways[way] / losses[task] for task, ways in means.items() if task in losses})
+            if score.ratios:
+                within = {f"within {percent} %": score.within(percent) for percent in (2, 3, 5, 10)}
+                middle = {"better": score.better, "mean": score.mean, "worst": score.worst}
+                rows.append({"way": way, "over": rival, "tasks": score.tasks, **within, **middle})
     return rows
 
 
