@@ -167,9 +167,10 @@ class Checker:
     def check(self, claims: dict[str, Any]) -> Iterator[Outcome]:
         """Check every claim on every page that makes it."""
         for claim in claims["claim"]:
+            given = (claims["shared"][claim["uses"]] if "uses" in claim else "") + claim.get("given", "")
             for template in [claim["says"]] if isinstance(claim["says"], str) else claim["says"]:
                 try:
-                    said, wrong = self.text(template, claim.get("given", "")), ""
+                    said, wrong = self.text(template, given), ""
                 except (ValueError, LookupError, OSError, TemplateError, TypeError) as error:
                     said, wrong = in_one_line(template), f"{type(error).__name__}: {error}"
                 for page in claim["pages"]:
