@@ -1,6 +1,7 @@
 """The average of weights that reaches back over a share of a run."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -77,3 +78,49 @@ def test_an_average_in_float32_follows_a_model_in_bfloat16() -> None:
 def test_another_power_is_refused(power: object) -> None:
     with pytest.raises(ValueError, match="power must be a number >= 0"):
         ms.polynomial_average(power)  # type: ignore[arg-type]
+
+
+def with_norm() -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    return model, [torch.randn(8, 3) for _ in range(3)]
+
+
+def test_averaged_weights_with_the_statistics_of_others_are_noticed_once() -> None:
+    model, batches = with_norm()
+    average = ms.AveragedModel(model)
+    average.update_parameters(model)
+    average.eval()
+    with pytest.warns(UserWarning, match="update_bn"):
+        average(batches[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        average(batches[0])
+
+
+@pytest.mark.parametrize("remedy", ["update_bn", "buffers", "no norm"])
+def test_averaged_weights_with_right_statistics_are_not(remedy: str) -> None:
+    model, batches = with_norm()
+    if remedy == "no norm":
+        model = torch.nn.Linear(3, 1)
+    average = ms.AveragedModel(model, use_buffers=remedy == "buffers")
+    for _ in range(3):
+        average.update_parameters(model)
+    if remedy == "update_bn":
+        torch.optim.swa_utils.update_bn(batches, average)
+    average.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        average(batches[0])
+
+
+def test_it_averages_as_the_function_does_unless_told_otherwise() -> None:
+    model = torch.nn.Linear(2, 1)
+    ours, mean = ms.AveragedModel(model), ms.AveragedModel(model, multi_avg_fn=ms.polynomial_average(0))
+    theirs = AveragedModel(model, multi_avg_fn=ms.polynomial_average())
+    for value in (1.0, 2.0, 4.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        for average in (ours, mean, theirs):
+            average.update_parameters(model)
+    assert torch.equal(ours.module.weight, theirs.module.weight)
+    torch.testing.assert_close(mean.module.weight, torch.full((1, 2), 7 / 3))

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from metastep.schedules.averaging import AveragedModel as AveragedModel
 from metastep.schedules.averaging import polynomial_average as polynomial_average
 from metastep.schedules.base import LearnedSchedule as LearnedSchedule
 from metastep.schedules.base import Schedule as Schedule
@@ -15,7 +16,7 @@ from metastep.schedules.registry import REGISTRY
 from metastep.schedules.scale import ScaleRule as ScaleRule
 
 #: What is imported above by its own name, and the registry's.
-_OTHERS = ("LearnedLR", "LearnedSchedule", "ScaleRule", "Schedule", "ScheduleFileError")
+_OTHERS = ("AveragedModel", "LearnedLR", "LearnedSchedule", "ScaleRule", "Schedule", "ScheduleFileError")
 _FUNCTIONS = ("load_schedule", "polynomial_average", "save_schedule", "shipped_schedules")
 
 if not TYPE_CHECKING:  # type checkers take the names as they are imported above
