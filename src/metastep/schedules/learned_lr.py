@@ -321,6 +321,9 @@ class LearnedLR:
             RuntimeError: if the schedule needs a loss and none was observed, on any rank, since the last step.
         """
         window = self._window
+        if self._ignores_loss and window.calls == 0 and not self._reads_loss:
+            self._window_mean = math.nan
+            return math.nan
         calibrates = self._calibrator is not None and self._calibrator.found.share is None
         reads = self._reads_loss or calibrates
         if reads and not self._sync.alone:
@@ -353,7 +356,7 @@ class LearnedLR:
         Args:
             loss: what :meth:`flush` returned; left out: the window is flushed now.
         """
-        factor = self._warmup_and_cooling()
+        factor = self._warmup_and_cooling() if self._cooling or self.steps < self.warmup_steps else 1.0
         if loss is None and (loss := self.flush()) is None:
             return None
         scale: float | None
@@ -371,7 +374,9 @@ class LearnedLR:
         rate = alpha * (scale * factor)
         if isinstance(rate, Tensor):
             return rate.clamp(self.min_lr, self.max_lr), state
-        return min(max(rate, self.min_lr), self.max_lr), state
+        if not self.min_lr <= rate <= self.max_lr:
+            rate = min(max(rate, self.min_lr), self.max_lr)
+        return rate, state
 
     def query_with_graph(self, loss: Loss, state: State) -> tuple[Tensor, State]:
         """Return a rate that is differentiable with respect to the schedule's weights, from a given state."""
@@ -496,10 +501,12 @@ class LearnedLR:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
         if self._overridden or is_skipped_by_scaler(optimizer):
             return None
-        if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
-            return None
-        if self._written is None or optimizer.param_groups[0]["lr"] != self._written:
-            self._warnings.before_step(optimizer, self.steps, unknown=self._written is None)
+        written = self._written
+        if not written or optimizer.param_groups[0]["lr"] != written:
+            if self._window.calls == 0 and is_initialisation(self.groups, self._last_rate):
+                return None
+            if written is None or optimizer.param_groups[0]["lr"] != written:
+                self._warnings.before_step(optimizer, self.steps, unknown=written is None)
         closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
         if closure is None or not (self.schedule.needs_loss or self._calibrator is not None):
             self.commit()
@@ -864,5 +871,5 @@ def is_initialisation(groups: ParamGroups, last_rate: float | Tensor | None) -> 
 
 def is_skipped_by_scaler(optimizer: Optimizer) -> bool:
     """True if a fused optimizer under GradScaler will skip this step on the device (which is asked)."""
-    found_inf = getattr(optimizer, "found_inf", None)
+    found_inf = vars(optimizer).get("found_inf")
     return found_inf is not None and float(found_inf) != 0

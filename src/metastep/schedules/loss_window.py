@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def checked_number(name: str, value: float | Tensor) -> float | Tensor:
-    """Return one real number, a tensor without its graph; nothing is read from a device.
+    """Return one real number: a float, or on an accelerator the tensor without its graph, which is not read.
 
     Raises:
         TypeError: if it is no real number or floating-point tensor.
@@ -22,10 +22,10 @@ def checked_number(name: str, value: float | Tensor) -> float | Tensor:
             )
         if not value.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}.")
-        return value.detach()
+        return value.item() if value.is_cpu else value.detach()
     if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) > 0:
         raise TypeError(f"{name} must be a float or a one-element tensor, got {type(value).__name__}.")
-    return value
+    return float(value)
 
 
 class LossWindow:
@@ -54,13 +54,12 @@ class LossWindow:
             ValueError: if it has more than one element.
         """
         loss = checked_number("loss", loss)
-        if isinstance(loss, Tensor) and not loss.is_cpu:
+        if isinstance(loss, Tensor):
             self._add_on_device(loss)
             return
-        value = float(loss)
         self.calls += 1
-        if math.isfinite(value):
-            self._sum += value
+        if math.isfinite(loss):
+            self._sum += loss
             self._count += 1
         else:
             self.ignored_on_host += 1
