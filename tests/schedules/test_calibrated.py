@@ -16,6 +16,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import metastep as ms
+from metastep.schedules import compiled_query
 from metastep.schedules.calibration import Calibrator, CannotCalibrate, looks_trained
 
 STEPS = 60
@@ -524,6 +525,47 @@ def test_a_gradient_length_that_is_given_is_not_read() -> None:
         optimizer.step()
         rates += lr.get_last_lr()
     assert rates == pytest.approx(expected[1], rel=1e-5)
+
+
+def convolutions(dtype: torch.dtype) -> list[nn.Parameter]:
+    """Small tensors that are taken whole, large ones of which runs are, a vector, one without a gradient."""
+    torch.manual_seed(0)
+    shapes = [(8, 3, 3, 3), (200, 300), (200,), (64, 32, 3, 3), (5, 7), (400, 100)]
+    parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+    for parameter in parameters[:-1]:
+        parameter.grad = torch.randn_like(parameter)
+    return parameters
+
+
+def lengths(dtype: torch.dtype) -> list[float]:
+    """Of the gradient, as tensors change: one grows, one joins, one lies otherwise, one leaves, one breaks."""
+    parameters = convolutions(dtype)
+    calibrator = Calibrator(SGD(parameters, lr=0.1))
+    calibrator.found.numbers = sum(parameter.numel() for parameter in parameters)
+    found = [calibrator._gradient_length()]
+    for place, change in (
+        (1, lambda gradient: 3 * gradient),
+        (-1, lambda _: torch.ones_like(parameters[-1])),
+        (3, lambda gradient: gradient.contiguous(memory_format=torch.channels_last)),
+        (1, lambda _: None),
+        (0, lambda gradient: gradient * torch.nan),
+    ):
+        parameters[place].grad = change(parameters[place].grad)
+        found.append(calibrator._gradient_length())
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+def test_the_compiled_length_of_the_gradient_is_that_of_torch(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = lengths(dtype)
+    monkeypatch.setattr(compiled_query, "library", lambda *source: None)
+    assert compiled == pytest.approx(lengths(dtype), rel=1e-12, nan_ok=True)
+    assert compiled[0] < compiled[1] < compiled[2]
+    assert compiled[2] == pytest.approx(compiled[3])
+    assert compiled[3] > compiled[4]
+    assert math.isnan(compiled[5])
 
 
 # ---- the horizon

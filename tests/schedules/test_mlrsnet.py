@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -12,9 +13,19 @@ from hypothesis import strategies as st
 from tests.schedules.loops import net
 
 import metastep as ms
+from metastep.schedules import compiled_query
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60)
 LOSSES = [2.3, 1.9, 0.5, 0.0, -0.7, 4.0, 1e3]
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def short_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which a query is short: with a compiler and without."""
+    if request.param == "numpy":
+        monkeypatch.setattr(compiled_query, "library", lambda *source: None)
+    elif compiled_query.library(compiled_query.SOURCE, *compiled_query.FLAGS) is None:
+        pytest.skip("no C++ compiler")
 
 
 def outputs(network: ms.MLRSNet, path: str, losses: list[float]) -> list[float]:
@@ -25,6 +36,7 @@ def outputs(network: ms.MLRSNet, path: str, losses: list[float]) -> list[float]:
     return alphas
 
 
+@pytest.mark.usefixtures("short_path")
 @pytest.mark.parametrize("path", ["forward", "query"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("case", range(4))
@@ -42,6 +54,7 @@ def test_a_published_snapshot_is_read_in_the_layout_of_its_authors_unless_told_o
     assert ms.load_schedule(reference / "mlr_snet_1.pth").gate_layout == "ifgo"
 
 
+@pytest.mark.usefixtures("short_path")
 @pytest.mark.parametrize("gate_layout", ["ifog_shifted", "ifgo"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 5e-5)])
 @pytest.mark.parametrize("sizes", [(1, 1, None), (2, 1, 5), (8, 2, None), (50, 1, None), (7, 3, 7)])
@@ -92,6 +105,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.usefixtures("short_path")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_query_after_a_change_of_the_weights_uses_the_new_ones(change: str) -> None:
     network = net()
@@ -120,6 +134,7 @@ def test_a_copy_has_weights_of_its_own(copied) -> None:
     assert network.query(2.3, network.init_state())[0] == before != copy_of_it.query(2.3, copy_of_it.init_state())[0]
 
 
+@pytest.mark.usefixtures("short_path")
 @pytest.mark.parametrize("path", ["forward", "query"])
 def test_a_query_changes_neither_the_state_nor_what_it_gave_out_before(path: str) -> None:
     network, states = net(num_layers=2), []
@@ -131,6 +146,7 @@ def test_a_query_changes_neither_the_state_nor_what_it_gave_out_before(path: str
         assert torch.equal(state, then)
 
 
+@pytest.mark.usefixtures("short_path")
 def test_a_state_from_elsewhere_is_read_where_it_is() -> None:
     network = net()
     _, state = network.query(2.3, network.init_state())
@@ -139,6 +155,15 @@ def test_a_state_from_elsewhere_is_read_where_it_is() -> None:
     halved, _ = network.query(1.0, state)
     assert again != halved == pytest.approx(network(1.0, state)[0].item(), rel=1e-12)
     assert network.query(1.0, network(2.3, network.init_state())[1])[0] == pytest.approx(again)  # one with a graph
+
+
+@pytest.mark.usefixtures("short_path")
+def test_weights_that_are_not_finite_give_no_number() -> None:
+    network = net(num_layers=2)
+    network.query(2.3, network.init_state())
+    with torch.no_grad():
+        network.cells[0].hidden_gates.bias[3] = torch.nan
+    assert math.isnan(network.query(2.3, network.init_state())[0])
 
 
 def test_the_loss_is_detached_and_the_weights_are_not() -> None:

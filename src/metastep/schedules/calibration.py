@@ -32,6 +32,7 @@ from metastep.core.distributed import (
     ranks_of,
     sum_over_ranks,
 )
+from metastep.schedules.compiled_query import SquareOfGradient
 from metastep.schedules.linearity import check_linear_in_rate, unhooked_step
 
 #: Optimizers that treat each number by itself: a part of a tensor moves as it does within the tensor.
@@ -77,6 +78,10 @@ class _Runs(NamedTuple):
         if not tensor.is_contiguous() or tensor.is_complex():
             tensor = _flat(tensor)
         return tensor.as_strided((self.runs, _RUN), (self.stride, 1))
+
+    def stretches(self, numbers: int) -> tuple[int, int, int, float]:
+        """The same of a tensor of so many numbers: how many stretches, their length, from one to the next, weight."""
+        return (self.runs, _RUN, self.stride, self.weight) if self.runs else (1, numbers, 0, 1.0)
 
 
 class _Sampled(NamedTuple):
@@ -195,6 +200,7 @@ class Calibrator:
         self._followed: list[nn.Parameter] = []
         self._live: list[tuple[int, int]] = []
         self._batches: list[_Sampled] = []
+        self._square = SquareOfGradient([], [])  # of the same sample
         self._ranks: Ranks = False
 
     def scale(self, schedule: UsesUnitRate, ratios: Sequence[float], loss: float) -> float:
@@ -360,17 +366,34 @@ class Calibrator:
 
     # ---- every step, where the direction grows with the gradient
 
-    @torch.no_grad()
     def _gradient_length(self) -> float:
         """The length of the gradient over the followed tensors, from the sample; of sharded ones over all ranks."""
         if self._groups != [len(group["params"]) for group in self.optimizer.param_groups]:
             self._groups = [len(group["params"]) for group in self.optimizer.param_groups]
             self._followed = _spread([p for group in self.optimizer.param_groups for p in group["params"]])
-            self._live = []
+            self._live, self._square = [], SquareOfGradient([], [])
+        square = self._square()
+        if square is None:
+            self._find_live()
+            square = self._square()  # from the first step on, so that a resumed run is the same to the bit
+        length = math.sqrt(self._sum_of_squares() if square is None else square)
+        scale = getattr(self.optimizer, "grad_scale", None)  # GradScaler leaves the division to fused optimizers
+        return length if scale is None else length / float(scale)
+
+    def _find_live(self) -> None:
+        """Lay out the sample of the followed tensors that have a gradient, unless it is known."""
         live = [parameter for parameter in self._followed if parameter.grad is not None]
         if (now := [(id(parameter), parameter.numel()) for parameter in live]) != self._live:
             self._live, self._ranks = now, ranks_of(live)
-            self._batches = _sampled(live, [self._layout(parameter) for parameter in live])
+            layouts = [self._layout(parameter) for parameter in live]
+            self._batches = _sampled(live, layouts)
+            idle = [parameter for parameter in self._followed if parameter.grad is None]
+            pairs = zip(live, layouts, strict=True) if self._ranks is False else ()
+            self._square = SquareOfGradient([(p, *runs.stretches(p.numel())) for p, runs in pairs], idle)
+
+    @torch.no_grad()
+    def _sum_of_squares(self) -> float:
+        """The weighted sum of the squares in the sample, of all ranks, by torch's operations."""
         square = 0.0 if self._ranks is False else torch.zeros((), dtype=torch.float64)
         for batch in self._batches:
             numbers = _wide(batch.numbers())
@@ -379,8 +402,7 @@ class Calibrator:
             if self._ranks is not False:
                 square = sum_over_ranks(square, self._ranks, self._batches[0].weights.device)
             square = square.item()
-        scale = getattr(self.optimizer, "grad_scale", None)  # GradScaler leaves the division to fused optimizers
-        return math.sqrt(square) if scale is None else math.sqrt(square) / float(scale)
+        return square
 
     def _layout(self, parameter: nn.Parameter) -> _Runs:
         known = self._layouts.get(id(parameter))
@@ -395,6 +417,9 @@ class Calibrator:
         return known[2]
 
     # ---- checkpoints
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_live": [], "_square": SquareOfGradient([], [])}  # laid out anew
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""

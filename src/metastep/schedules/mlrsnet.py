@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metastep.schedules.base import LearnedSchedule, Loss, State, checked_base, weight_dtype
+from metastep.schedules.compiled_query import CompiledCells
 from metastep.schedules.scale import ScaleRule
 
 Array = npt.NDArray[Any]
@@ -211,6 +212,7 @@ class PackedCells:
         self._output: Array = net.output.weight.detach()[0].numpy().copy()
         self._live_bias: Array = net.output.bias.detach().numpy()
         self._output_bias: float = self._live_bias.item()
+        self._compiled = CompiledCells.of([cell.matrices for cell in self._layers], self._output, self._output_bias)
 
     @staticmethod
     def can_pack(weight: Tensor) -> bool:
@@ -227,6 +229,8 @@ class PackedCells:
 
     def __call__(self, loss: float, state: Tensor) -> tuple[float, Tensor]:
         """Return the logit of alpha and the next state (num_layers, 2, H)."""
+        if self._compiled is not None:
+            return self._query_compiled(self._compiled, loss, state)
         old = self._latest[1] if state is self._latest[0] else self._parts(state.detach().numpy())
         array: Array = np.empty(self._shape, self._output.dtype)
         new = self._parts(array)
@@ -236,6 +240,14 @@ class PackedCells:
         state = torch.from_numpy(array)
         self._latest = state, new
         return float(self._output.dot(below)) + self._output_bias, state
+
+    def _query_compiled(self, compiled: CompiledCells, loss: float, state: Tensor) -> tuple[float, Tensor]:
+        if state is not self._latest[0]:
+            self._parts(state.detach().numpy())
+            state = state.detach().to(self._parameters[0].dtype).contiguous()
+        following = torch.empty_like(state)
+        self._latest = following, []
+        return compiled(loss, state.data_ptr(), following.data_ptr()), following
 
     def _parts(self, state: Array) -> list[tuple[Array, Array]]:
         """The h and c of each layer; by index, because numpy takes longer over iteration."""
@@ -270,6 +282,7 @@ class _PackedCell:
 
         self._into: Array = np.asfortranarray(into.numpy())
         self._gates: Array = np.asfortranarray(gates.numpy())
+        self.matrices = self._into, self._gates
         dtype = self._into.dtype
         source = np.ones(into.shape[1], dtype)
         self._source, self._source_hidden, self._source_input = source, source[:hidden], source[hidden:-1]

@@ -11,14 +11,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import operator
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metastep.optim.cpu.build import load
+from metastep.compiled import library
+from metastep.core import rates
 from metastep.optim.directions import (
     FIRST_MOMENT,
     LARGEST_MOMENT,
@@ -49,6 +52,20 @@ BUFFER_MEMBERS = {
     SECOND_MOMENT: "second",
     LARGEST_MOMENT: "largest",
 }
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+#: Of core/rates.py, which the kernels share.
+CONSTANTS = (
+    "NULL_DIRECTION",
+    "SMALLEST_WEIGHT",
+    "STEEPEST",
+    "DEEPEST_CUT",
+    "LEAST_CUT",
+    "WARM_GROWTH",
+    "RECOVERY",
+    "NORM_MEMORY",
+)
+FLAGS = ("-mprefer-vector-width=512", "-fopenmp", *(f"-D{name}={getattr(rates, name)!r}" for name in CONSTANTS))
 
 Pointer = ctypes.c_void_p
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -113,11 +130,16 @@ class CRates(ctypes.Structure):
     ]
 
 
+def load() -> ctypes.CDLL | None:
+    """The kernels as a library, built if need be; None where that is impossible."""
+    return library(SOURCE, *FLAGS) if platform.machine() in ("x86_64", "AMD64") else None
+
+
 @functools.cache
 def code(name: str) -> int:
     """The number of a rule, a combination or a kind of momentum in kernels.cpp; -1 where that does not know it."""
-    library = load()
-    return -1 if library is None else int(library.metastep_code(name.encode()))
+    kernels = load()
+    return -1 if kernels is None else int(kernels.metastep_code(name.encode()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,8 +377,8 @@ def passes_for(step: GroupStep) -> CpuPasses | None:
     direction, settings, state = step.direction, step.settings, step.state
     if type(direction) not in (MomentumDirection, AdamDirection) or state.dtype != torch.float32:
         return None
-    library = load()
-    if library is None or settings.include_decay or step.options.settle is not None:
+    kernels = load()
+    if kernels is None or settings.include_decay or step.options.settle is not None:
         return None
     if code(step.options.combine) < 0:
         return None
@@ -377,7 +399,7 @@ def passes_for(step: GroupStep) -> CpuPasses | None:
         return None
     if any(t.stride() != p.stride() for ts in lists.values() for t, p in zip(ts, step.parameters, strict=True)):
         return None
-    passes = CpuPasses(library, step, lists)
+    passes = CpuPasses(kernels, step, lists)
     state.cache[key] = passes
     return passes
 

@@ -1,39 +1,20 @@
-"""Building the CPU kernels once per machine with the compiler that is there."""
-
-from __future__ import annotations
+"""C++ sources as libraries: built once per machine with the compiler that is there."""
 
 import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from metastep.core import rates
-
-SOURCE = Path(__file__).with_name("kernels.cpp")
-#: Of core/rates.py, which the kernels share.
-CONSTANTS = (
-    "NULL_DIRECTION",
-    "SMALLEST_WEIGHT",
-    "STEEPEST",
-    "DEEPEST_CUT",
-    "LEAST_CUT",
-    "WARM_GROWTH",
-    "RECOVERY",
-    "NORM_MEMORY",
-)
-FLAGS = (
-    *("-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"),
-    *(f"-D{name}={getattr(rates, name)!r}" for name in CONSTANTS),
-)
+#: Of every source. No arithmetic is changed: infinities and NaNs are what they are.
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 
 
 def cache_directory() -> Path:
-    """Where built kernels are kept: METASTEP_CACHE, or metastep under the user's cache directory."""
+    """Where built libraries are kept: METASTEP_CACHE, or metastep under the user's cache directory."""
     root = os.environ.get("METASTEP_CACHE")
     if root:
         return Path(root)
@@ -47,36 +28,42 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def load() -> ctypes.CDLL | None:
-    """The kernels as a library, built if need be; None where that is impossible."""
+def library(source: Path, *flags: str) -> ctypes.CDLL | None:
+    """A source as a library, built if need be; None where that is impossible.
+
+    Args:
+        source: a C++ file that includes nothing of its own folder.
+        flags: of the compiler, besides the usual ones.
+    """
     command = compiler()
-    if command is None or platform.machine() not in ("x86_64", "AMD64"):
+    if command is None:
         return None
-    path = cache_directory() / f"kernels-{fingerprint(command)}.so"
+    flags = (*FLAGS, *flags)
+    path = cache_directory() / f"{source.stem}-{fingerprint(command, source, flags)}.so"
     try:
         if not path.exists():
-            build(command, path)
+            build(command, source, flags, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def fingerprint(command: str) -> str:
+def fingerprint(command: str, source: Path, flags: tuple[str, ...]) -> str:
     """What the built library depends on: source, flags, compiler and the processor's instruction sets."""
     parts = [
-        SOURCE.read_bytes(),
-        " ".join(FLAGS).encode(),
+        source.read_bytes(),
+        " ".join(flags).encode(),
         command.encode(),
         str(os.path.getmtime(command)).encode(),
     ]
     processor = Path("/proc/cpuinfo")
     if processor.exists():
         lines = processor.read_text(errors="replace").splitlines()
-        parts.append(next((line for line in lines if line.startswith("flags")), "").encode())
+        parts.append(next((line for line in lines if line.startswith(("flags", "Features"))), "").encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def build(command: str, path: Path) -> None:
+def build(command: str, source: Path, flags: tuple[str, ...], path: Path) -> None:
     """Compile beside the target and move it there in one step, so that processes do not meet half a file.
 
     OpenMP is left unresolved in the library: torch has brought its own runtime into the process, and two of them would
@@ -85,9 +72,9 @@ def build(command: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=300)
-        linked = Path(folder, "kernels.so")
-        compiled = str(Path(folder, "kernels.o"))
-        arguments = [command, *FLAGS, "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", compiled]
+        linked = Path(folder, path.name)
+        compiled = str(Path(folder, "compiled.o"))
+        arguments = [command, *flags, "-c", str(source), "-o", compiled]
         try:
             run([*arguments, "-fprefetch-loop-arrays"])  # GCC's own, worth 5 %
         except subprocess.CalledProcessError:
