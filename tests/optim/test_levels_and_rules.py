@@ -184,11 +184,55 @@ def test_rates_moved_by_an_optimizer_are_what_that_optimizer_does():
     torch.testing.assert_close(flat(optimizer.rates()[0]["layer"].values()), 0.02 * logs.exp(), rtol=1e-12, atol=0)
 
 
-def test_a_run_of_a_rate_optimizer_resumes_to_the_bit_and_stays_bounded():
+@pytest.mark.parametrize("level", ["global", "layer", "parameter"])
+def test_online_scaling_is_adagrad_over_hypergradients_that_are_normalised(level):
+    model = network()
+    optimizer = ours.HyperSGD(
+        model.parameters(), lr=0.02, momentum=0.9, levels=(level,), rule="hdm", hyper_lr=0.1, safeguard=False
+    )
+    parameters = list(model.parameters())
+    sizes = [p.numel() for p in parameters]
+    logs = squares = torch.zeros(sum(sizes) if level == "parameter" else 8 if level == "layer" else 1).double()
+    for step in range(6):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        if step > 0:
+            u = flat(optimizer.state[p]["momentum_buffer"] for p in parameters)
+            products = flat(p.grad for p in parameters) * u
+            parts = products.split({"parameter": 1, "layer": sizes, "global": sum(sizes)}[level])
+            slopes = -0.02 * logs.exp() * torch.stack([part.sum() for part in parts]) / u.square().sum()
+            squares = squares + slopes.square()
+            logs = logs - 0.1 * slopes / squares.sqrt()
+        optimizer.step()
+    rates = optimizer.rates()[0][level]
+    found = rates if level == "global" else flat(rates.values())
+    torch.testing.assert_close(found.reshape(-1), 0.02 * logs.exp(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_online_scaling_does_not_see_the_scale_of_the_loss(scale):
+    ends = []
+    for factor in (1.0, scale):
+        model = network()
+        optimizer = ours.HyperSGD(model.parameters(), lr=0.02 / factor, levels=ALL, rule="hdm")
+        for step in range(6):
+            optimizer.zero_grad()
+            (factor * loss_of(model, step)).backward()
+            optimizer.step()
+        ends.append(flat(model.parameters()))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("given", "message"), [("hmd", "rule must be one of .*hdm, got 'hmd'")])
+def test_a_rule_that_there_is_not_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        ours.HyperSGD(network().parameters(), lr=0.02, rule=given)
+
+
+@pytest.mark.parametrize("rule", ["hdm", lambda rates: torch.optim.Adam(rates, lr=0.01)])
+def test_a_run_of_a_rate_optimizer_resumes_to_the_bit_and_stays_bounded(rule):
     def make(model):
-        return ours.HyperAdam(
-            model.parameters(), lr=0.02, levels=ALL, max_lr=0.0205, rule=lambda rates: torch.optim.Adam(rates, lr=0.01)
-        )
+        return ours.HyperAdam(model.parameters(), lr=0.02, levels=ALL, max_lr=0.0205, rule=rule)
 
     whole, part = network(), network()
     one, two = make(whole), make(part)

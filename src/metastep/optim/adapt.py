@@ -21,6 +21,7 @@ from metastep.core.rates import (
     rate_of,
     regularized,
 )
+from metastep.optim.online_scaling import OnlineScaling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -230,7 +231,7 @@ class RateOptimizerStep:
     """
 
     def __init__(self, factory: RateOptimizer, state: GroupState) -> None:
-        self.state = state
+        self.state, self.normalises = state, isinstance(factory, OnlineScaling)
         self.tensors = [*state.deviations.values(), *state.elementwise]
         self.optimizer = factory(self.tensors)
 
@@ -257,6 +258,8 @@ class RateOptimizerStep:
         before, usable = [], []
         for _, tensor in moving:
             gradient = cast("Tensor", tensor.grad)
+            if self.normalises:
+                gradient = torch.where(whole.sums[2] > 0, gradient / whole.sums[2], 0.0).to(tensor.dtype)
             before.append(tensor.clone())
             usable.append(gradient.isfinite())
             tensor.grad = torch.where(usable[-1], gradient, 0.0)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from metastep.core.distributed import is_sharded, rank_count
-from metastep.core.rates import rate_limit
+from metastep.core.rates import RULES, rate_limit
 from metastep.optim import readout
 from metastep.optim.adapt import (
     GlobalSums,
@@ -29,14 +29,18 @@ from metastep.optim.adapt import (
     share_rate,
 )
 from metastep.optim.group_state import SAFEGUARD, SHARED_KEYS, GroupState, rate_keys, start_buffers
+from metastep.optim.online_scaling import OnlineScaling
 from metastep.optim.options import (
     BY_OPTIMIZER,
+    DEFAULT_HDM,
     DEFAULT_HYPER_LR,
+    HDM,
     KEYS,
     Group,
     HyperOptions,
     Options,
     RateOptimizer,
+    choice,
     flag,
     number,
     with_defaults,
@@ -83,6 +87,9 @@ class HyperOptimizer(Optimizer):
     def __init__(self, params: ParamsT, base_arguments: dict[str, Any], options: HyperOptions) -> None:
         given = with_defaults(options)
         self._rate_optimizer: RateOptimizer | None = None
+        if given["rule"] == HDM:
+            eta = DEFAULT_HDM if given["hyper_lr"] is None else number("hyper_lr", given["hyper_lr"])
+            given |= {"rule": OnlineScaling(eta), "hyper_lr": None}
         if callable(given["rule"]):
             self._rate_optimizer = given["rule"]
             given["rule"] = BY_OPTIMIZER
@@ -91,6 +98,8 @@ class HyperOptimizer(Optimizer):
                 f"rule must be a function that makes the rate optimizer, got {BY_OPTIMIZER!r}; "
                 "pass for example rule=lambda rates: torch.optim.Adam(rates, lr=0.01)."
             )
+        else:
+            choice("rule", given["rule"], (*RULES, HDM))
         self._forget()
         defaults = {**base_arguments, **given}
         self._check(checked := defaults | {"param_names": ()})

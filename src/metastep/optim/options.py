@@ -17,6 +17,7 @@ from metastep.core.rates import COMBINATIONS, PREVIOUS, PULL_FORMS, REDUCTIONS, 
 Group = dict[str, Any]
 RateOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
+HDM = "hdm"  # a name for such an optimizer: see online_scaling.py
 BY_OPTIMIZER = "optimizer"  # the `rule` of a group whose rates a torch optimizer moves
 SCOPES = ("group", "all")
 LAYERS = ("tensor", "module")
@@ -24,6 +25,7 @@ OBJECTIVES = ("regularized", "data")
 
 DEFAULT_WEIGHTS = {"global": 0.4, "layer": 0.4, "unit": 0.2, "parameter": 0.2}
 DEFAULT_HYPER_LR = {"exponentiated": 0.3, "cosine": 0.3, "additive": 1e-8, "log": 0.02}
+DEFAULT_HDM = 0.3
 BOUND_FACTOR = 1e4
 
 

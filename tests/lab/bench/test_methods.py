@@ -17,6 +17,7 @@ from metastep.lab.bench.optimizers import OPTIMIZERS, make_optimizer
 from metastep.lab.bench.schedules import SCHEDULES
 from metastep.lab.tasks import load_task
 from metastep.lab.tasks.task import Task
+from metastep.optim.options import HDM
 from metastep.schedules import MLRSNet, ScaleRule, load_schedule
 
 every = pytest.mark.parametrize("name", METHODS)
@@ -71,7 +72,7 @@ def test_the_methods_under_contract_are_of_every_optimizer_schedule_level_and_ru
     assert {s for s in SCHEDULES if s != "mlr-snet-published"} <= {method.schedule for method in tried}
     hyper = [method.options for method in tried if method.optimizer.startswith("hyper-")]
     assert {level for options in hyper for level in options["levels"]} == set(LEVELS)
-    assert {options["rule"] for options in hyper} == set(RULES)
+    assert {options["rule"] for options in hyper} == {*RULES, HDM}
     nesterov = [method for method in METHODS.values() if method.name.startswith("hyper-sgd-nesterov/")]
     assert nesterov
     assert {method.name for method in nesterov} <= set(ONE_OF_EACH)

@@ -9,7 +9,7 @@ from metastep.core.rates import COSINE_RULES, RULES
 from metastep.lab.bench.method import LR, LogUniform, Method, Space
 from metastep.lab.bench.table.scheduled import BASES
 from metastep.optim import HyperAdam, HyperAdamW, HyperSGD
-from metastep.optim.options import DEFAULT_HYPER_LR
+from metastep.optim.options import DEFAULT_HDM, DEFAULT_HYPER_LR, HDM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,7 @@ HYPER_RATES: dict[str, LogUniform] = {
     "cosine": LogUniform(1e-3, 0.9),
     "additive": LogUniform(1e-10, 1e-2),
     "log": LogUniform(1e-4, 1.0),
+    HDM: LogUniform(1e-2, 3.0),
 }
 
 #: For the paper's additive rule, by optimizer: over what the hyper-rate is tuned, and its default. A group's derivative
@@ -62,7 +63,7 @@ def hyper() -> Iterator[Method]:
     for first in BASES:
         for levels in COMBINED:
             yield _method(first, levels, RULES[0])
-        for rule in RULES[1:]:
+        for rule in (*RULES[1:], HDM):
             yield _method(first, ("global", "layer"), rule)
         yield _method(first, ("global", "layer"), RULES[0], fixed=True)
     for first in ("sgd-nesterov", "adam"):
@@ -100,7 +101,8 @@ def _method(first: str, levels: tuple[str, ...], rule: str, fixed: bool = False)
     base, second = BASES[first], "+".join(levels)
     own = _CLASSES[base.optimizer].own_hyper_lr
     space: dict[str, Space] = {LR: base.rates, "hyper_lr": HYPER_RATES[rule]}
-    defaults: dict[str, Any] = {LR: base.lr, "hyper_lr": own.get(rule, DEFAULT_HYPER_LR[rule])}
+    known = DEFAULT_HYPER_LR | own | {HDM: DEFAULT_HDM}
+    defaults: dict[str, Any] = {LR: base.lr, "hyper_lr": known[rule]}
     shares = {level: SHARES[level] for level in levels}
     further: dict[str, Any] = {"combine": "fixed"} if fixed else {}
     what = f"the {rule} rule, weights fixed" if fixed else f"the {rule} rule"
@@ -109,7 +111,7 @@ def _method(first: str, levels: tuple[str, ...], rule: str, fixed: bool = False)
     return Method(
         name="/".join([f"hyper-{first}", second, *([] if rule == RULES[0] else [rule]), *(["fixed"] if fixed else [])]),
         summary=f"rates of {' and '.join(levels)} adapt themselves by {what}",
-        source=f"{base.source}; arXiv 1703.04782; arXiv 2008.07277",
+        source=f"{base.source}; arXiv {'2411.01803' if rule == HDM else '1703.04782'}; arXiv 2008.07277",
         optimizer=f"hyper-{base.optimizer}",
         options={**base.options, "levels": list(levels), "rule": rule, **further},
         space=space,
