@@ -46,6 +46,7 @@ def refused(result, *words: str) -> None:
         ((*DIGITS, "--optimizer", "adam", "--set", "nesterov=1"), ("'nesterov'; known: warmup, train_size",)),
         ((*DIGITS, "--optimizer", "kfac"), ("got 'kfac'; `metastep list optimizers` names all",)),
         ((*DIGITS, "--batch-size", "-3"), ("error: --batch-size must be >= 1, got -3",)),
+        ((*DIGITS, "--momentum", "2"), ("error: --momentum must be in [0, 1), got 2.0",)),
         (("train", "digits/mlp", "--steps", "-3"), ("--steps must be >= 1, got -3",)),
         (("train", "digits/mlp", "--steps", "many"), ("--steps must be a whole number, got 'many'.",)),
         (("train", "digits/mlp", "--lr=fast"), ("--lr must be a number, got 'fast'.",)),

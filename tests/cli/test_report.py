@@ -76,4 +76,4 @@ def test_what_is_no_record_ends_in_one_line(metastep, tmp_path: Path, text: str)
 def test_a_folder_that_is_missing_or_empty_ends_in_one_line(metastep, tmp_path: Path) -> None:
     refused(metastep("report", "nowhere"), "there is no nowhere; give the folder")
     (tmp_path / "empty").mkdir()
-    refused(metastep("report", "empty"), "no records (*.jsonl) in empty")
+    refused(metastep("report", "empty"), "no records in empty")

@@ -41,5 +41,5 @@ def test_a_name_will_do() -> None:
     assert isinstance(ms.LearnedLR(torch.optim.SGD(parameters(), lr=0.1), "mlrsnet-cifar10").schedule, ms.Phased)
     with pytest.raises(ValueError, match=r'total_steps must be given with schedule "linear"'):
         ms.LearnedLR(torch.optim.SGD(parameters(), lr=0.1), "linear")
-    with pytest.raises(FileNotFoundError, match="cosin"):
+    with pytest.raises(FileNotFoundError, match=r"Did you mean cosine\?"):
         ms.LearnedLR(torch.optim.SGD(parameters(), lr=0.1), "cosin")

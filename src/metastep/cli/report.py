@@ -35,7 +35,7 @@ class Format(StrEnum):
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a comparison or an experiment, or a .jsonl file.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison, an experiment or runs, or a .jsonl file.")],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="File to write, or folder for pictures; default: beside the records."),

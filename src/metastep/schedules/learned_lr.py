@@ -1,6 +1,7 @@
 """LearnedLR: attaches a schedule to an optimizer, reads the loss, writes the rate just before each step."""
 
 import copy
+import difflib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -700,7 +701,9 @@ def named_schedule(name: str, total_steps: int | None) -> Schedule:
         except FileNotFoundError as error:
             if Path(name).suffix or len(Path(name).parts) > 1 or "calibrated" in str(error):
                 raise
-            raise FileNotFoundError(f"{error} The schedules are {', '.join(_names())}.") from None
+            close = difflib.get_close_matches(name, _names(), n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            raise FileNotFoundError(f"{error}{meant} The schedules are {', '.join(_names())}.") from None
     if total_steps is None and issubclass(kind, OverHorizon):
         raise ValueError(f'total_steps must be given with schedule "{name}", which has a horizon.')
     return kind() if total_steps is None else kind.for_run(total_steps)

@@ -175,7 +175,7 @@ def test_the_same_run_twice_is_refused_with_both_places(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_and_an_empty_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^no records \(\*\.jsonl\) in"):
+    with pytest.raises(FileNotFoundError, match=r"^no records in"):
         read_results(tmp_path)
     (tmp_path / "records.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="at least one record, got none"):
@@ -224,3 +224,12 @@ def test_rates_of_layers_have_a_panel_only_where_a_record_has_them(tmp_path: Pat
     layered = comparison_records.with_layers(records[0], ["stem.weight", "head.weight"])
     (panel,) = layers(comparison(tmp_path, layered, records[1]))
     assert [row["method"] for row in panel.rows["step"]] == ["stem.weight", "head.weight"]
+
+
+def test_a_folder_of_single_runs_is_read(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = tmp_path / f"run-{seed}"
+        folder.mkdir()
+        write_lines([make_record(0, 0, seed, 1)], folder / "record.json")
+        (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert [run.record.seed for run in read_results(tmp_path).all_runs] == [0, 1]

@@ -137,6 +137,9 @@ class RunConfig:
             )
         if not 0 <= self.noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {self.noise_rate}; it is the share of wrong labels.")
+        momentum = self.optimizer_options.get("momentum", 0.0)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}; 0.9 is usual.")
         if self.scale not in ("measured", "momentum", "lr"):
             raise ValueError(f"scale must be measured, momentum or lr, got {self.scale!r}.")
         if self.noise not in (None, "uniform", "flip"):

@@ -329,6 +329,8 @@ def read_results(
 ) -> Results:
     """Read the records of a folder, every ``*.jsonl`` below it but the curves of runs at work, or one file.
 
+    Without any, those of single runs (``metastep train``) are read: every ``record.json``.
+
     A last line that a killed run left unfinished is skipped with a warning. ``notes.txt`` beside them is shown.
 
     Args:
@@ -341,11 +343,15 @@ def read_results(
         ValueError: if a line is no record; it is named.
     """
     files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
-    files = [file for file in files if file.name != "metrics.jsonl" or file == place]
+    files = [file for file in files if file.name != "metrics.jsonl" or file == place] or sorted(
+        place.rglob("record.json")
+    )
     if not place.exists():
         raise FileNotFoundError(f"there is no {place}; give the folder of a comparison, or a .jsonl file.")
     if not files:
-        raise FileNotFoundError(f"no records (*.jsonl) in {place}; give the folder of a comparison, or a .jsonl file.")
+        raise FileNotFoundError(
+            f"no records in {place}; give the folder of a finished run or comparison."
+        )
     runs = [
         Run(record=record, source=source)
         for file in files
