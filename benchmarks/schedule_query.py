@@ -2,8 +2,9 @@
 
     python benchmarks/schedule_query.py [--device cuda] [--rounds 300] [--json FILE]
 
-A query is ``observe(loss)`` and whatever ``optimizer.step()`` of an optimizer that does nothing takes longer because of
-it. The eager forward pass is what the published code does in each step. All cases take turns in one run.
+A query is what a step takes longer because of it: each case is a step of an optimizer that does nothing, with
+``observe(loss)`` and the hook, with the step of torch's scheduler, or with an eager forward pass, as the published code
+has it; the step alone is subtracted. All cases take turns in one run.
 """
 
 import argparse
@@ -48,16 +49,21 @@ def cases(device: str) -> dict[str, Callable[[], Any]]:
         learned.observe(loss)
         observed.step()
 
-    def forward() -> None:
+    def step_with_scheduler() -> None:
+        stepped.step()
+        cosine.step()
+
+    def step_with_forward() -> None:
+        plain.step()
         with torch.no_grad():
             eager(loss, state)
 
     return {
         "nothing": plain.step,
-        "torch CosineAnnealingLR": cosine.step,
+        "torch CosineAnnealingLR": step_with_scheduler,
         "metastep Cosine": closed.step,
         "metastep MLR-SNet": observe_and_step,
-        "eager MLR-SNet forward": forward,
+        "eager MLR-SNet forward": step_with_forward,
     }
 
 
@@ -65,9 +71,7 @@ def measure(device: str, rounds: int) -> dict[str, dict[str, float]]:
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times = interleaved(cases(device), rounds=rounds, calls=100, wait=wait)
     nothing = times.pop("nothing")
-    for name in ("metastep Cosine", "metastep MLR-SNet"):
-        times[name] = {kind: value - nothing[kind] for kind, value in times[name].items()}
-    return times
+    return {name: {kind: value - nothing[kind] for kind, value in time.items()} for name, time in times.items()}
 
 
 def main() -> None:
