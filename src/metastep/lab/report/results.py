@@ -349,9 +349,7 @@ def read_results(
     if not place.exists():
         raise FileNotFoundError(f"there is no {place}; give the folder of a comparison, or a .jsonl file.")
     if not files:
-        raise FileNotFoundError(
-            f"no records in {place}; give the folder of a finished run or comparison."
-        )
+        raise FileNotFoundError(f"no records in {place}; give the folder of a finished run or comparison.")
     runs = [
         Run(record=record, source=source)
         for file in files
