@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -504,6 +505,19 @@ def test_zeros_at_the_start_train_like_their_twin(name: str, what: str) -> None:
         return train(optimizer, net, ms.LearnedLR(optimizer, "calibrated", total_steps=STEPS), STEPS)[0][-1]
 
     assert trained(zero=True) <= 1.1 * trained(zero=False)
+
+
+@both
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
+def test_a_copy_of_a_run_goes_on_bit_for_bit(copied: Callable[[Any], Any], name: str) -> None:
+    expected = run(name)
+    net = network()
+    optimizer = OPTIMIZERS[name](net.parameters(), lr=0.01)
+    lr = ms.LearnedLR(optimizer, "calibrated", total_steps=STEPS)
+    train(optimizer, net, lr, 20)
+    net, lr = copied((net, lr))
+    losses, rates = train(lr.optimizer, net, lr, STEPS - 20, start=20)
+    assert (losses, rates) == (expected[0][20:], expected[1][20:])
 
 
 def test_a_gradient_length_that_is_given_is_not_read() -> None:

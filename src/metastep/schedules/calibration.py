@@ -419,7 +419,7 @@ class Calibrator:
     # ---- checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_live": [], "_square": SquareOfGradient([], [])}  # laid out anew
+        return {**self.__dict__, "_live": []}  # laid out anew
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""

@@ -110,6 +110,9 @@ class SquareOfGradient:
         self._c = CSamples(len(samples), ctypes.addressof(self._data), *(column.ctypes.data for column in columns))
         self._place, self._columns = ctypes.addressof(self._c), columns
 
+    def __reduce__(self) -> tuple[type["SquareOfGradient"], tuple[Any, ...]]:
+        return SquareOfGradient, ([], [])  # addresses are of one process
+
     def __call__(self) -> float | None:
         """The sum; None if it cannot be had this way now."""
         if self._function is None:
