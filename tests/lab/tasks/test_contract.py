@@ -47,6 +47,7 @@ STORED = [
     "ptb/lstm-small",
     "shakespeare/lstm",
     "shakespeare/transformer",
+    "shakespeare/transformer-large",
     "shakespeare/lstm-small",
     "shakespeare/transformer-small",
     "shakespeare/embedding",

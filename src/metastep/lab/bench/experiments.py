@@ -479,6 +479,21 @@ _ALL = (
         small=Scale(workloads=_HELD_OUT_WORKLOADS, seeds=3, budgets=(1, 8)),
     ),
     Experiment(
+        name="untuned/large",
+        summary="the calibrated schedule beside linear decay at three rates, on 10.7 and 2.2 million weights",
+        source="metastep",
+        methods=("adamw/calibrated", "adamw/warmup-linear", "sgd-momentum/calibrated", "sgd-momentum/warmup-linear"),
+        small=Scale(
+            workloads=(
+                *_tasks("shakespeare/transformer-large", steps=2000, eval_every=500, threads=1),
+                *_tasks("cifar10/cnn", epochs=10, batch_size=64, eval_every=1000, threads=1),
+            ),
+            seeds=1,
+            budgets=(1,),
+            factors=(0.3, 3.0),
+        ),
+    ),
+    Experiment(
         name="untuned/one-configuration",
         summary="candidates for one configuration of all tasks: AdamW and NadamW, cosine and linear, at five rates",
         source="arXiv 2505.24005",

@@ -279,6 +279,15 @@ TASKS: Final = (
         **_LONGER,
     ),
     _recipe(
+        "shakespeare/transformer-large",
+        "6-block transformer of width 384, 6 heads (10.7 million), on Shakespeare, by characters",
+        partial(TransformerLanguageModel, width=384, layers=6, heads=6, context=128),
+        partial(read_shakespeare, chunk=128, recurrent=False),
+        1e-3,
+        optimizer_options={"weight_decay": 0.1},
+        **{**_LONGER, "batch_size": 8, "total_steps": 2000},
+    ),
+    _recipe(
         "shakespeare/lstm-small",
         "1-layer LSTM of width 64 (38 k) on Shakespeare, by characters; a few milliseconds a step",
         partial(LSTMLanguageModel, width=64, layers=1, dropout=0.0),
