@@ -38,6 +38,28 @@ def test_a_library_is_built_once(source: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_compiler
+def test_a_damaged_library_is_built_again(source: Path) -> None:
+    assert compiled.library(source, "-DANSWER=42") is not None
+    (kept_file,) = (source.parent / "cache").glob("*.so")
+    kept_file.unlink()  # not written over: it is open
+    kept_file.write_bytes(b"no library")
+    compiled.library.cache_clear()
+    again = compiled.library(source, "-DANSWER=42")
+    assert again is not None
+    assert again.answer() == 42
+
+
+def test_without_a_home_there_is_no_library(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("METASTEP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert compiled.library(source, "-DANSWER=42") is None
+
+
+@needs_compiler
 def test_other_flags_are_another_library(source: Path) -> None:
     one, two = (compiled.library(source, f"-DANSWER={number}") for number in (1, 2))
     assert one is not None

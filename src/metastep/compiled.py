@@ -1,5 +1,6 @@
 """C++ sources as libraries: built once per machine with the compiler that is there."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -39,12 +40,13 @@ def library(source: Path, *flags: str) -> ctypes.CDLL | None:
     if command is None:
         return None
     flags = (*FLAGS, *flags)
-    path = cache_directory() / f"{source.stem}-{fingerprint(command, source, flags)}.so"
     try:
-        if not path.exists():
-            build(command, source, flags, path)
+        path = cache_directory() / f"{source.stem}-{fingerprint(command, source, flags)}.so"
+        with contextlib.suppress(OSError):  # none there, or a damaged one
+            return ctypes.CDLL(str(path))
+        build(command, source, flags, path)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home directory
         return None
 
 

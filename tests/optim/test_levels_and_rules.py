@@ -1,5 +1,9 @@
 """Scale laws, scopes, layers and units, rate optimizers: what the levels and rules promise."""
 
+import copy
+import math
+import pickle
+
 import pytest
 import torch
 from tests.optim.models import flat, loss_of, network, train
@@ -221,6 +225,69 @@ def test_online_scaling_does_not_see_the_scale_of_the_loss(scale):
             optimizer.step()
         ends.append(flat(model.parameters()))
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tiny", [1e-11, 1e-18, 1e-30])
+def test_online_scaling_moves_no_rate_by_more_than_eta_at_first(tiny):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.HyperSGD([weight], lr=0.01, levels=("parameter",), rule="hdm", safeguard=False)
+    for _ in range(2):
+        weight.grad = torch.tensor([1.0, tiny])
+        optimizer.step()
+    (rates,) = optimizer.rates()[0]["parameter"].values()
+    assert rates[0] == pytest.approx(0.01 * math.exp(0.3))
+    assert 0.01 <= rates[1] <= rates[0] * (1 + 1e-6)
+
+
+def test_online_scaling_takes_the_hyper_rate_of_each_group_and_level():
+    first, second = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    groups = [{"params": [first]}, {"params": [second], "hyper_lr": {"global": 0.02, "layer": 0.0}}]
+    optimizer = ours.HyperSGD(groups, lr=0.01, rule="hdm", hyper_lr=0.1, safeguard=False)
+    for _ in range(2):
+        for weight in (first, second):
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    one, two = optimizer.rates()
+    assert float(one["global"]) == pytest.approx(0.01 * math.exp(0.1))
+    assert float(two["global"]) == pytest.approx(0.01 * math.exp(0.02))
+    assert [float(rate) for rate in two["layer"].values()] == [0.01]
+
+
+def test_without_a_hyper_rate_online_scaling_is_the_base_optimizer():
+    ours_model, base_model = network(), network()
+    train(ours_model, ours.HyperSGD(ours_model.parameters(), lr=0.02, rule="hdm", hyper_lr=0.0), 4)
+    train(base_model, torch.optim.SGD(base_model.parameters(), lr=0.02), 4)
+    assert torch.equal(flat(ours_model.parameters()), flat(base_model.parameters()))
+
+
+def saved_twice(run):
+    model, optimizer = run
+    again = ours.HyperAdam(model.parameters(), lr=0.02, levels=ALL, rule="hdm")
+    again.load_state_dict(optimizer.state_dict())
+    third = ours.HyperAdam(model.parameters(), lr=0.02, levels=ALL, rule="hdm")
+    third.load_state_dict(again.state_dict())
+    return model, third
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run)), saved_twice])
+def test_a_copy_of_a_run_of_online_scaling_goes_on_bit_for_bit(copied):
+    whole, part = network(), network()
+    train(whole, ours.HyperAdam(whole.parameters(), lr=0.02, levels=ALL, rule="hdm"), 6)
+    optimizer = ours.HyperAdam(part.parameters(), lr=0.02, levels=ALL, rule="hdm")
+    train(part, optimizer, 3)
+    part, optimizer = copied((part, optimizer))
+    train(part, optimizer, 3, start=3)
+    assert torch.equal(flat(whole.parameters()), flat(part.parameters()))
+
+
+def test_another_rate_optimizer_than_that_of_the_saved_run_is_refused():
+    model = network()
+    optimizer = ours.HyperSGD(model.parameters(), lr=0.02, rule=lambda rates: torch.optim.Adam(rates, lr=0.01))
+    train(model, optimizer, 3)
+    other = ours.HyperSGD(model.parameters(), lr=0.02, rule="hdm")
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="rule must be the one of the saved run, got one that makes Adagrad"):
+        train(model, other, 2)
 
 
 @pytest.mark.parametrize(("given", "message"), [("hmd", "rule must be one of .*hdm, got 'hmd'")])

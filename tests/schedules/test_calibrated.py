@@ -582,6 +582,37 @@ def test_the_compiled_length_of_the_gradient_is_that_of_torch(
     assert math.isnan(compiled[5])
 
 
+def test_zeros_that_have_no_memory_are_a_gradient_of_length_0() -> None:
+    weight = nn.Parameter(torch.ones(40, 50))
+    calibrator = Calibrator(SGD([weight], lr=0.1))
+    calibrator.found.numbers = weight.numel()
+    weight.grad = torch._efficientzerotensor(weight.shape)
+    assert calibrator._gradient_length() == 0
+
+
+@pytest.mark.parametrize("how", ["given", "seen before"])
+def test_a_loss_that_is_known_bounds_the_first_steps(how: str) -> None:
+    """Without one in the step itself: the one that was given, or seen in a step whose gradient was zero."""
+
+    def first_rate(loss: float | None, *, known: bool) -> float:
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(30))
+        optimizer = SGD([weight], lr=0.1)
+        given = {"initial_loss": loss} if known and how == "given" else {}
+        lr = ms.LearnedLR(optimizer, "calibrated", total_steps=10, **given)
+        weight.grad = torch.zeros(30)
+        if known and how != "given":
+            lr.observe(loss)
+        optimizer.step()
+        weight.grad = torch.ones(30)
+        if not known and loss is not None:
+            lr.observe(loss)
+        optimizer.step()
+        return lr.get_last_lr()[0]
+
+    assert first_rate(1e-3, known=True) == first_rate(1e-3, known=False) < first_rate(None, known=False)
+
+
 # ---- the horizon
 
 

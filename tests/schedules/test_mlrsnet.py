@@ -158,6 +158,18 @@ def test_a_state_from_elsewhere_is_read_where_it_is() -> None:
 
 
 @pytest.mark.usefixtures("short_path")
+def test_a_state_whose_data_were_replaced_is_read_or_refused() -> None:
+    network = net(num_layers=2)
+    _, state = network.query(2.3, network.init_state())
+    state.data = state.data.float()
+    assert network.query(1.0, state)[0] == pytest.approx(network(1.0, state)[0].item(), rel=1e-12)
+    _, state = network.query(2.3, network.init_state())
+    state.data = torch.ones(1)
+    with pytest.raises(ValueError, match="state must have shape"):
+        network.query(1.0, state)
+
+
+@pytest.mark.usefixtures("short_path")
 def test_weights_that_are_not_finite_give_no_number() -> None:
     network = net(num_layers=2)
     network.query(2.3, network.init_state())

@@ -21,7 +21,7 @@ from metastep.core.rates import (
     rate_of,
     regularized,
 )
-from metastep.optim.online_scaling import OnlineScaling
+from metastep.optim.online_scaling import SCALE, OnlineScaling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -230,10 +230,14 @@ class RateOptimizerStep:
     Differs from a rule in that it has a state of its own; it starts anew when a parameter joins the group late.
     """
 
-    def __init__(self, factory: RateOptimizer, state: GroupState) -> None:
+    def __init__(self, factory: RateOptimizer, state: GroupState, options: Options) -> None:
         self.state, self.normalises = state, isinstance(factory, OnlineScaling)
         self.tensors = [*state.deviations.values(), *state.elementwise]
-        self.optimizer = factory(self.tensors)
+        self.names = [*state.deviations, *["parameter"] * len(state.elementwise)]
+        if isinstance(factory, OnlineScaling):
+            self.optimizer = factory.over(zip(self.tensors, map(options.hyper_rates.get, self.names), strict=True))
+        else:
+            self.optimizer = factory(self.tensors)
 
     def step(self, options: Options, rows: Tensor, whole: GlobalSums, active: Tensor) -> None:
         """Let the optimizer move every deviation, then bring it back inside its bounds.
@@ -253,13 +257,13 @@ class RateOptimizerStep:
                 dot = dot / elements.clamp(min=1)
             share = state.weights[state.levels.index(level)] if options.scaled else 1.0
             deviation.grad = (-share * state.rates(level) / ratio * dot).to(deviation.dtype)
-        names = [*state.deviations, *["parameter"] * len(state.elementwise)]
-        moving = [(name, tensor) for name, tensor in zip(names, self.tensors, strict=True) if tensor.grad is not None]
+        pairs = zip(self.names, self.tensors, strict=True)
+        moving = [(name, tensor) for name, tensor in pairs if tensor.grad is not None]
         before, usable = [], []
         for _, tensor in moving:
             gradient = cast("Tensor", tensor.grad)
             if self.normalises:
-                gradient = torch.where(whole.sums[2] > 0, gradient / whole.sums[2], 0.0).to(tensor.dtype)
+                gradient = torch.where(whole.sums[2] > 0, gradient * (SCALE / whole.sums[2]), 0.0).to(tensor.dtype)
             before.append(tensor.clone())
             usable.append(gradient.isfinite())
             tensor.grad = torch.where(usable[-1], gradient, 0.0)

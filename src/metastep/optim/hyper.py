@@ -88,8 +88,8 @@ class HyperOptimizer(Optimizer):
         given = with_defaults(options)
         self._rate_optimizer: RateOptimizer | None = None
         if given["rule"] == HDM:
-            eta = DEFAULT_HDM if given["hyper_lr"] is None else number("hyper_lr", given["hyper_lr"])
-            given |= {"rule": OnlineScaling(eta), "hyper_lr": None}
+            given["rule"] = OnlineScaling()
+            given["hyper_lr"] = DEFAULT_HDM if given["hyper_lr"] is None else given["hyper_lr"]
         if callable(given["rule"]):
             self._rate_optimizer = given["rule"]
             given["rule"] = BY_OPTIMIZER
@@ -357,9 +357,14 @@ class HyperOptimizer(Optimizer):
                 raise ValueError(
                     "rule must be a function that makes an optimizer, got None; construct the optimizer anew."
                 )
-            known = self._rate_optimizers[step.position] = RateOptimizerStep(self._rate_optimizer, state)
+            known = self._rate_optimizers[step.position] = RateOptimizerStep(self._rate_optimizer, state, step.options)
             saved = self._rate_optimizer_states.pop(step.position, None)
             if saved is not None:
+                if saved["param_groups"][0].keys() != known.optimizer.param_groups[0].keys():
+                    raise ValueError(
+                        f"rule must be the one of the saved run, got one that makes {type(known.optimizer).__name__}; "
+                        "construct the optimizer with the same rule."
+                    )
                 known.optimizer.load_state_dict(saved)
         active = step.active_mask if step.active_mask is not None else torch.ones_like(state.counts, dtype=torch.bool)
         known.step(step.options, rows, whole, active[state.layout.tensor_of_row])
@@ -393,10 +398,14 @@ class HyperOptimizer(Optimizer):
     def state_dict(self) -> StateDict:
         """The whole state: torch's layout, and the state of the rate optimizers where there are any."""
         result = super().state_dict()
-        if self._rate_optimizers:
-            states = {i: known.optimizer.state_dict() for i, known in self._rate_optimizers.items()}
+        if states := self._states_of_rate_optimizers():
             result[RATE_OPTIMIZERS] = states
         return result
+
+    def _states_of_rate_optimizers(self) -> dict[int, dict[str, Any]]:
+        """Of those that there are, and those that were loaded and not yet used."""
+        made = {i: known.optimizer.state_dict() for i, known in self._rate_optimizers.items()}
+        return {**self._rate_optimizer_states, **made}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state of this optimizer, or of its base optimizer (the rates then start anew).
@@ -461,7 +470,8 @@ class HyperOptimizer(Optimizer):
                     )
             if saved["rule"] == BY_OPTIMIZER and self._rate_optimizer is None:
                 raise ValueError(
-                    "rule must be the function that made the saved rate optimizer, got none; pass the same again."
+                    "rule must be the function that made the saved rate optimizer, got none; pass the same again, "
+                    f"or rule={HDM!r}, if it was that."
                 )
             result.append(saved)
         result.extend(given["param_groups"][len(result) :])
@@ -485,12 +495,15 @@ class HyperOptimizer(Optimizer):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_rate_optimizer": self._rate_optimizer}
+        own = {"_rate_optimizer": self._rate_optimizer, RATE_OPTIMIZERS: self._states_of_rate_optimizers()}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        states = state.pop(RATE_OPTIMIZERS, {})
         super().__setstate__(state)
         self._watch()
         self._forget()
+        self._rate_optimizer_states = states
 
     def _watch(self) -> None:
         """Note the keys of a group that its options and its direction depend on."""

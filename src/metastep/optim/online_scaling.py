@@ -1,7 +1,13 @@
 """Online scaling: AdaGrad moves the rates, by hypergradients that do not grow with the loss."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+#: Hypergradients times this have squares that float32 can hold, those of single numbers among them. AdaGrad does not
+#: see it; what is smaller than its epsilon is taken for 0.
+SCALE, _EPSILON = 1e12, 1e-16
 
 
 class OnlineScaling:
@@ -12,19 +18,18 @@ class OnlineScaling:
         \log \alpha_{t+1} = \log \alpha_t - \eta \frac{h_t}{\sqrt{\sum_{s \le t} h_s^2}}
 
     The product is over the numbers that share the rate, :math:`|u|` over all of the parameter group. The first step of
-    a rate is :math:`\eta`; with the root of the steps they become smaller.
-
-    Args:
-        lr: eta, >= 0.
+    a rate is :math:`\eta`, the hyper-rate; with the root of the steps they become smaller. The sums begin anew when a
+    parameter joins the group late.
 
     Source: HDM, arXiv 2411.01803 and 2502.11229, with AdaGrad as the learner. *Differs from the papers:* it learns the
     logarithm of a rate, which then stays above 0 and has no unit; u is the base optimizer's direction, momentum
     included; in the place of the null step, which needs the loss after each step, is the safeguard.
     """
 
-    def __init__(self, lr: float) -> None:
-        self.lr = lr
-
     def __call__(self, rates: list[Tensor]) -> torch.optim.Optimizer:
-        """AdaGrad over the log rates; single numbers have hypergradients far below its usual epsilon."""
-        return torch.optim.Adagrad(rates, lr=self.lr, eps=1e-30)
+        """AdaGrad over log rates."""
+        return torch.optim.Adagrad(rates, eps=_EPSILON)
+
+    def over(self, rates: Iterable[tuple[Tensor, float | None]]) -> torch.optim.Optimizer:
+        """The same, over log rates that have a hyper-rate each."""
+        return torch.optim.Adagrad([{"params": [rate], "lr": eta} for rate, eta in rates], eps=_EPSILON)

@@ -198,7 +198,7 @@ class Calibrator:
         self._layouts: dict[int, tuple[nn.Parameter, int, _Runs]] = {}
         self._groups: list[int] = []
         self._followed: list[nn.Parameter] = []
-        self._live: list[tuple[int, int]] = []
+        self._live: list[tuple[int, int, torch.dtype]] = []
         self._batches: list[_Sampled] = []
         self._square = SquareOfGradient([], [])  # of the same sample
         self._ranks: Ranks = False
@@ -383,7 +383,7 @@ class Calibrator:
     def _find_live(self) -> None:
         """Lay out the sample of the followed tensors that have a gradient, unless it is known."""
         live = [parameter for parameter in self._followed if parameter.grad is not None]
-        if (now := [(id(parameter), parameter.numel()) for parameter in live]) != self._live:
+        if (now := [(id(parameter), parameter.numel(), parameter.dtype) for parameter in live]) != self._live:
             self._live, self._ranks = now, ranks_of(live)
             layouts = [self._layout(parameter) for parameter in live]
             self._batches = _sampled(live, layouts)

@@ -127,5 +127,7 @@ class SquareOfGradient:
                 return None
             if gradient.numel() != size or not gradient.is_contiguous():
                 return None
-            data[place] = gradient.data_ptr()
+            data[place] = address = gradient.data_ptr()
+            if not address:  # no memory of its own: one number or zeros that stand for all
+                return None
         return self._function(self._place)

@@ -322,11 +322,11 @@ class LearnedLR:
             RuntimeError: if the schedule needs a loss and none was observed, on any rank, since the last step.
         """
         window = self._window
-        if self._ignores_loss and window.calls == 0 and not self._reads_loss:
-            self._window_mean = math.nan
-            return math.nan
         calibrates = self._calibrator is not None and self._calibrator.found.share is None
         reads = self._reads_loss or calibrates
+        if self._ignores_loss and window.calls == 0 and not reads:
+            self._window_mean = math.nan
+            return math.nan
         if reads and not self._sync.alone:
             self._sync.exchange(self.schedule, self._scale, window)
         if window.calls == 0 and self.schedule.needs_loss:
@@ -701,8 +701,8 @@ def named_schedule(name: str, total_steps: int | None) -> Schedule:
         except FileNotFoundError as error:
             if Path(name).suffix or len(Path(name).parts) > 1 or "calibrated" in str(error):
                 raise
-            close = difflib.get_close_matches(name, _names(), n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
+            close = difflib.get_close_matches(name.lower(), _names(), n=1)
+            meant = f" Did you mean {close[0]}?" if close and "did you mean" not in str(error) else ""
             raise FileNotFoundError(f"{error}{meant} The schedules are {', '.join(_names())}.") from None
     if total_steps is None and issubclass(kind, OverHorizon):
         raise ValueError(f'total_steps must be given with schedule "{name}", which has a horizon.')

@@ -203,10 +203,9 @@ class PackedCells:
     def __init__(self, net: MLRSNet) -> None:
         self._parameters = list(net.parameters())
         self._versions = list(map(_version, self._parameters))
-        self._latest: tuple[Tensor | None, list[tuple[Array, Array]]] = (
-            None,
-            [],
-        )  # the last state given out, and its parts
+        self._latest: Tensor | None = None  # the last state given out; its parts, and its address
+        self._latest_parts: list[tuple[Array, Array]] = []
+        self._place = 0
         self._shape = (net.num_layers, 2, net.hidden_size)
         self._layers = [_PackedCell(cell, net) for cell in net.cells]
         self._output: Array = net.output.weight.detach()[0].numpy().copy()
@@ -229,25 +228,23 @@ class PackedCells:
 
     def __call__(self, loss: float, state: Tensor) -> tuple[float, Tensor]:
         """Return the logit of alpha and the next state (num_layers, 2, H)."""
+        known = state is self._latest and state.data_ptr() == self._place  # its data were not replaced
+        if not known:
+            self._latest_parts = self._parts(state.detach().numpy())
         if self._compiled is not None:
-            return self._query_compiled(self._compiled, loss, state)
-        old = self._latest[1] if state is self._latest[0] else self._parts(state.detach().numpy())
-        array: Array = np.empty(self._shape, self._output.dtype)
-        new = self._parts(array)
+            if not known:
+                state = state.detach().to(self._parameters[0].dtype).contiguous()
+            following = torch.empty(self._shape, dtype=state.dtype)
+            self._latest, self._place = following, following.data_ptr()
+            return self._compiled(loss, state.data_ptr(), self._place), following
+        old, array = self._latest_parts, np.empty(self._shape, self._output.dtype)
+        self._latest_parts = new = self._parts(array)
         below: float | Array = loss
         for cell, before, after in zip(self._layers, old, new, strict=True):
             below = cell(below, *before, *after)
-        state = torch.from_numpy(array)
-        self._latest = state, new
-        return float(self._output.dot(below)) + self._output_bias, state
-
-    def _query_compiled(self, compiled: CompiledCells, loss: float, state: Tensor) -> tuple[float, Tensor]:
-        if state is not self._latest[0]:
-            self._parts(state.detach().numpy())
-            state = state.detach().to(self._parameters[0].dtype).contiguous()
-        following = torch.empty_like(state)
-        self._latest = following, []
-        return compiled(loss, state.data_ptr(), following.data_ptr()), following
+        self._latest = torch.from_numpy(array)
+        self._place = self._latest.data_ptr()
+        return float(self._output.dot(below)) + self._output_bias, self._latest
 
     def _parts(self, state: Array) -> list[tuple[Array, Array]]:
         """The h and c of each layer; by index, because numpy takes longer over iteration."""
