@@ -233,3 +233,9 @@ def test_a_folder_of_single_runs_is_read(tmp_path: Path) -> None:
         write_lines([make_record(0, 0, seed, 1)], folder / "record.json")
         (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     assert [run.record.seed for run in read_results(tmp_path).all_runs] == [0, 1]
+    record = {**make_record(0, 0, 1, 1), "method": None}
+    for name in ("low", "high"):
+        (tmp_path / name).mkdir()
+        write_lines([record], tmp_path / name / "record.json")
+    methods = {run.method for run in read_results(tmp_path).all_runs}
+    assert {f"{record['label']}, low", f"{record['label']}, high"} <= methods

@@ -7,9 +7,10 @@ schedules is the case of one task and one budget.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,12 +30,13 @@ from metastep.lab.report.scores import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from metastep.lab.records import Record
 
 Key = tuple[str, str, int]  # task, method, budget
 
+#: The record of a single run, in its folder.
+SINGLE = "record.json"
 #: The method that the time of a step is compared with.
 PLAIN = "sgd/constant"
 #: Factors of the best method's loss, over which profiles are drawn; their area ends at the last.
@@ -329,7 +331,8 @@ def read_results(
 ) -> Results:
     """Read the records of a folder, every ``*.jsonl`` below it but the curves of runs at work, or one file.
 
-    Without any, those of single runs (``metastep train``) are read: every ``record.json``.
+    Without any, those of single runs (``metastep train``) are read: every ``record.json``. Runs of the same task,
+    schedule and seed are then told apart by their folders.
 
     A last line that a killed run left unfinished is skipped with a warning. ``notes.txt`` beside them is shown.
 
@@ -343,9 +346,7 @@ def read_results(
         ValueError: if a line is no record; it is named.
     """
     files = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
-    files = [file for file in files if file.name != "metrics.jsonl" or file == place] or sorted(
-        place.rglob("record.json")
-    )
+    files = [file for file in files if file.name != "metrics.jsonl" or file == place] or sorted(place.rglob(SINGLE))
     if not place.exists():
         raise FileNotFoundError(f"there is no {place}; give the folder of a comparison, or a .jsonl file.")
     if not files:
@@ -355,6 +356,8 @@ def read_results(
         for file in files
         for source, record in read_records(file, file.name if file == place else file.relative_to(place).as_posix())
     ]
+    if files[0].name == SINGLE and place.is_dir():
+        runs = _told_apart(runs)
     if not runs:
         raise ValueError(f"{place} must hold at least one record, got none; run a comparison first.")
     folder = place if place.is_dir() else place.parent
@@ -366,6 +369,17 @@ def read_results(
         notes=notes.read_text("utf-8", "replace").splitlines() if notes.is_file() else (),
         figures=figures(tasks) if figures else (),
     )
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """Name the folder of each run beside its schedule, if another has the same schedule, task and seed."""
+    alike = Counter((run.key, run.record.seed) for run in runs)
+    return [
+        replace(run, record=msgspec.structs.replace(run.record, label=f"{run.method}, {Path(run.source).parent}"))
+        if alike[run.key, run.record.seed] > 1
+        else run
+        for run in runs
+    ]
 
 
 class _Plan(msgspec.Struct):
