@@ -86,16 +86,13 @@ def _rows(entries: Iterable[tuple[str, str]], *, whole: bool = True) -> Table:
 
 
 def _by_group(entries: Iterable[str], letters: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Names by what stands before their slash, and those without one."""
+    """Names by what stands before their slash, and those that stand alone."""
     groups: dict[str, list[str]] = {}
-    alone = []
     for name in entries:
         group, slash, rest = name.partition("/")
-        if slash:
-            groups.setdefault(group + slash, []).append(rest)
-        else:
-            alone.append(name)
-    return [(group, _some(names, letters)) for group, names in groups.items()], alone
+        groups.setdefault(group + slash, []).append(rest)
+    alone = [group + names[0] for group, names in groups.items() if len(names) == 1]
+    return [(group, _some(names, letters)) for group, names in groups.items() if len(names) > 1], alone
 
 
 def _some(names: list[str], letters: int) -> str:
