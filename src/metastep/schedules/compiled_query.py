@@ -4,6 +4,7 @@ Small operations of torch and numpy take longer to call than to compute. Without
 """
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def _function(name: str, dtype: str, *arguments: Any) -> Callable[..., float] | 
 
 
 class CompiledCells:
-    """The logit of an MLR-SNet's alpha, from a loss and the addresses of its state and of the next, (L, 2, H) each.
+    """A query of an MLR-SNet.
 
     Args:
         function: the library's.
@@ -62,6 +63,10 @@ class CompiledCells:
             (4H, 2B + 1).
         output: the weights of the output, (H,).
         bias: that of the output.
+
+    Attributes:
+        logit: from a loss and the addresses of a state and of the next, (L, 2, H) each, which it fills, to the logit of
+            alpha; the library's function itself, because a call of Python costs a part of what it takes.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class CompiledCells:
             *(len(layers), hidden, (wide - 1) // 2, columns - hidden - 1),
             *(*map(ctypes.addressof, matrices), output.ctypes.data, bias),
         )
-        self._function, self._place = function, ctypes.addressof(cells)
+        self.logit: Callable[[float, int, int], float] = functools.partial(function, ctypes.addressof(cells))
         self._kept = layers, output, matrices, cells  # what the addresses are of
 
     @classmethod
@@ -81,10 +86,6 @@ class CompiledCells:
         """None without a compiler, or for numbers that are neither float32 nor float64."""
         function = _function("logit", output.dtype.name, Pointer, ctypes.c_double, Pointer, Pointer)
         return None if function is None else cls(function, layers, output, bias)
-
-    def __call__(self, loss: float, state: int, following: int) -> float:
-        """Fill the next state and return the logit."""
-        return self._function(self._place, loss, state, following)
 
 
 class SquareOfGradient:

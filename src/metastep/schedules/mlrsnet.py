@@ -236,7 +236,7 @@ class PackedCells:
                 state = state.detach().to(self._parameters[0].dtype).contiguous()
             following = torch.empty(self._shape, dtype=state.dtype)
             self._latest, self._place = following, following.data_ptr()
-            return self._compiled(loss, state.data_ptr(), self._place), following
+            return self._compiled.logit(loss, state.data_ptr(), self._place), following
         old, array = self._latest_parts, np.empty(self._shape, self._output.dtype)
         self._latest_parts = new = self._parts(array)
         below: float | Array = loss
