@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.main import get_command
 
 import metastep as package
-from metastep.cli import display
+from metastep.cli import display, listing
 from metastep.cli.app import app
 from metastep.cli.compare import usual_schedules
 from metastep.lab.bench.protocols import training
@@ -97,6 +97,13 @@ def test_a_list_fits_a_screen(metastep) -> None:
     assert all(name.partition("/")[2] in tasks for name in tables["tasks"])
     every = metastep("list", "tasks", "--all").out
     assert all(f"  {name} " in every for name in tables["tasks"])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_summary_that_looks_like_markup_is_listed_as_it_is(whole: bool) -> None:
+    screen = Console(width=80, file=io.StringIO())
+    screen.print(listing._rows([("own[x]", "needs metastep[bench]")], whole=whole))
+    assert "own[x]  needs metastep[bench]" in screen.file.getvalue()
 
 
 def test_the_bar_keeps_loss_and_rate_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_observing_and_stepping_read_nothing_back(
             lr.observe(1.0)
         optimizer.step()
     assert lr.steps == 3
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # reading a rate would have been noticed
+    with pytest.raises(RuntimeError, match="meta tensor"):  # reading a rate would have been noticed
         float(optimizer.param_groups[0]["lr"])
 
 

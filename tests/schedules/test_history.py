@@ -155,7 +155,7 @@ def test_a_loss_on_a_device_is_read_where_it_is_needed(schedule: ms.Schedule) ->
     lr = ms.LearnedLR(optimizer, schedule, num_classes=10)
     parameter.grad = torch.ones(3)
     lr.observe(torch.empty((), device="meta"))
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+    with pytest.raises(RuntimeError, match="meta tensor"):
         optimizer.step()
 
 

@@ -7,6 +7,7 @@ from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from metastep.cli import options as o
@@ -81,7 +82,8 @@ def _rows(entries: Iterable[tuple[str, str]], *, whole: bool = True) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     for name, text in rows:
-        table.add_row(f"  [bold]{name}[/bold]", text if whole else shorten(text, max(room, 20), placeholder=" ..."))
+        shown = text if whole else shorten(text, max(room, 20), placeholder=" ...")
+        table.add_row(f"  [bold]{escape(name)}[/bold]", escape(shown))  # a summary may hold what looks like markup
     return table
 
 

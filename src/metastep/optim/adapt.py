@@ -235,7 +235,8 @@ class RateOptimizerStep:
         self.tensors = [*state.deviations.values(), *state.elementwise]
         self.names = [*state.deviations, *["parameter"] * len(state.elementwise)]
         if isinstance(factory, OnlineScaling):
-            self.optimizer = factory.over(zip(self.tensors, map(options.hyper_rates.get, self.names), strict=True))
+            pairs = zip(self.names, self.tensors, strict=True)
+            self.optimizer = factory([{"params": [t], "lr": options.hyper_rates[name]} for name, t in pairs])
         else:
             self.optimizer = factory(self.tensors)
 

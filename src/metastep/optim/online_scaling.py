@@ -1,6 +1,6 @@
 """Online scaling: AdaGrad moves the rates, by hypergradients that do not grow with the loss."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +26,6 @@ class OnlineScaling:
     included; in the place of the null step, which needs the loss after each step, is the safeguard.
     """
 
-    def __call__(self, rates: list[Tensor]) -> torch.optim.Optimizer:
-        """AdaGrad over log rates."""
+    def __call__(self, rates: list[Tensor] | list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdaGrad over log rates, or over parameter groups of them with a hyper-rate each."""
         return torch.optim.Adagrad(rates, eps=_EPSILON)
-
-    def over(self, rates: Iterable[tuple[Tensor, float | None]]) -> torch.optim.Optimizer:
-        """The same, over log rates that have a hyper-rate each."""
-        return torch.optim.Adagrad([{"params": [rate], "lr": eta} for rate, eta in rates], eps=_EPSILON)
