@@ -102,6 +102,40 @@ def test_a_save_that_fails_leaves_a_good_checkpoint(file, monkeypatch, operation
     assert file.load()[0]["step"] == 4
 
 
+@pytest.mark.parametrize("saves", [1, 2])
+@pytest.mark.parametrize("number", [4, 5, 6])
+def test_the_one_before_is_checked_wherever_a_save_was_killed(tmp_path: Path, monkeypatch, saves, number: int) -> None:
+    """The changes of names after the first three: from there on there is one before, with its checksum or not yet."""
+    file, left, original = CheckpointFile(tmp_path / "checkpoint.pt"), number, os.replace
+    for step in range(saves):
+        file.save({"step": step})
+
+    def killed(*args: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        original(*args)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        file.save({"step": saves})
+    monkeypatch.undo()
+    assert file.load() == ({"step": saves - 1}, None)
+    file.path.unlink()
+    file.path.write_bytes(b"damaged")
+    state, note = file.load()
+    assert state["step"] == saves - 1
+    assert note is not None
+    assert note.endswith("; went back to checkpoint.previous.pt.")
+    damaged = bytearray(file.previous.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.previous.write_bytes(damaged)
+    if file.previous.with_name(f"{file.previous.name}.sha256").exists():
+        with pytest.raises(CheckpointError, match="no readable checkpoint"):
+            file.load()
+
+
 def test_a_full_disk_touches_neither_file(file: CheckpointFile, monkeypatch) -> None:
     before = {path.name: path.read_bytes() for path in file.path.parent.iterdir()}
 
