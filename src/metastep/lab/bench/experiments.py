@@ -312,6 +312,7 @@ _HELD_OUT_WORKLOADS = tuple(
 )
 
 _MLR_SNET = "arXiv 2007.14546"
+_UNTUNED_KINDS = ("", "/hdm", "/warmup-linear")
 
 _ALL = (
     Experiment(
@@ -467,7 +468,8 @@ _ALL = (
         source="metastep",
         methods=(
             *("adamw/calibrated", "sgd-momentum/calibrated", "schedule-free-adamw", "prodigy"),
-            *("hyper-adamw/global+layer", "hyper-sgd-momentum/global+layer+unit"),
+            *(f"hyper-{base}/global+layer{kind}" for base in ("adamw", "sgd-momentum") for kind in _UNTUNED_KINDS),
+            "hyper-sgd-momentum/global+layer+unit",
         ),
         small=Scale(workloads=_HELD_OUT_WORKLOADS, seeds=3, budgets=(1,)),
     ),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from metastep.core.levels import LEVELS
 from metastep.core.rates import COSINE_RULES, RULES
-from metastep.lab.bench.method import LR, LogUniform, Method, Space
+from metastep.lab.bench.method import LR, WARMUP, LogUniform, Method, Space, Uniform
+from metastep.lab.bench.schedules import SCHEDULES
 from metastep.lab.bench.table.scheduled import BASES
 from metastep.optim import HyperAdam, HyperAdamW, HyperSGD
 from metastep.optim.options import DEFAULT_HDM, DEFAULT_HYPER_LR, HDM
@@ -56,9 +58,9 @@ def hyper() -> Iterator[Method]:
     """Yield the rows of hypergradient optimizers.
 
     ``hyper-BASE/LEVELS`` with the default rule; ``hyper-BASE/global+layer/RULE`` with each other rule, ``.../fixed``
-    with weights that are not learned. Over the two bases of the paper on hierarchies, with its additive rule:
-    ``hyper-BASE/LEVEL/additive``; ``cam-BASE/LEVELS``, combined as published; ``cam-BASE/LEVELS/exact``, with the
-    derivatives of the combination; ``pulled-BASE/LEVELS/FORM``, regularised.
+    with weights that are not learned, ``.../warmup-linear`` under a schedule. Over the two bases of the paper on
+    hierarchies, with its additive rule: ``hyper-BASE/LEVEL/additive``; ``cam-BASE/LEVELS``, combined as published;
+    ``cam-BASE/LEVELS/exact``, with the derivatives of the combination; ``pulled-BASE/LEVELS/FORM``, regularised.
     """
     for first in BASES:
         for levels in COMBINED:
@@ -66,6 +68,7 @@ def hyper() -> Iterator[Method]:
         for rule in (*RULES[1:], HDM):
             yield _method(first, ("global", "layer"), rule)
         yield _method(first, ("global", "layer"), RULES[0], fixed=True)
+        yield _decayed(_method(first, ("global", "layer"), RULES[0]))
     for first in ("sgd-nesterov", "adam"):
         for level in ("layer", "unit", "parameter"):
             yield _additive(f"hyper-{first}/{level}/additive", first, (level,), f"rates of the {level}s adapt")
@@ -79,6 +82,20 @@ def hyper() -> Iterator[Method]:
             what = f"rates of layers, regularised towards the network's ({form})"
             name = f"pulled-{first}/global+layer/{form}"
             yield _additive(name, first, ("global", "layer"), what, pull=pull, pull_form=form)
+
+
+def _decayed(method: Method) -> Method:
+    """The same under a schedule, which multiplies the rates that adapt."""
+    schedule = SCHEDULES["linear"]
+    return replace(
+        method,
+        name=f"{method.name}/warmup-linear",
+        summary=f"{method.summary}, under linear warm-up and {schedule.summary}",
+        source=f"{method.source}; {schedule.source}",
+        schedule="linear",
+        space={**method.space, WARMUP: Uniform(0.0, 0.2)},
+        defaults={**method.defaults, WARMUP: 0.05},
+    )
 
 
 def _additive(name: str, first: str, levels: tuple[str, ...], summary: str, **options: Any) -> Method:
