@@ -11,7 +11,7 @@ from tests.optim.optimizers import saved
 
 import metastep.optim as ours
 from metastep.core.levels import LEVELS
-from metastep.core.rates import MOST_DECAY
+from metastep.core.rates import LONGEST, MOST_DECAY
 
 MAKERS = {
     "SGD": lambda p, **o: ours.HyperSGD(p, lr=0.1, **o),
@@ -113,6 +113,27 @@ def test_a_step_that_ran_into_a_steep_slope_cuts_all_rates_at_once(fused):
         weight.grad = torch.full_like(weight, 0.1)
         optimizer.step()
     assert float(optimizer.rates()[0]["cut"]) == pytest.approx(0.1 * 1.01**30, rel=1e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_long_gradient_cuts_whatever_its_direction_and_counts_as_a_shorter_one(fused):
+    weight = torch.nn.Parameter(torch.zeros(32, 32))
+    bits = torch.arange(1024)[:, None] >> torch.arange(10) & 1
+    across = iter((1.0 - 2.0 * bits).T.reshape(10, 32, 32))  # each of no slope along the steps before
+    optimizer = ours.HyperSGD([weight], lr=0.1, hyper_lr=0.01, compiled=fused)
+    for _ in range(15):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    weight.grad = 50 * next(across)
+    optimizer.step()
+    assert float(optimizer.rates()[0]["cut"]) == pytest.approx(LONGEST / 50, rel=1e-4)
+    weight.grad = LONGEST**1.05 * next(across)  # not long any more: the one before counted as LONGEST
+    optimizer.step()
+    assert float(optimizer.rates()[0]["cut"]) == pytest.approx(1.01 * LONGEST / 50, rel=1e-4)
+    for pattern in across:
+        weight.grad = 2500 * pattern
+        optimizer.step()
+    assert float(optimizer.rates()[0]["cut"]) == pytest.approx(0.01)  # however often
 
 
 def test_groups_that_share_a_rate_share_the_cut_and_others_have_their_own():

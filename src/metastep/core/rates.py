@@ -40,8 +40,11 @@ the slope that the step ran into, in usual gradients, is
     q = -<g_t, d> / (|d| usual |g|)
 
 q > 1.5 means that the step went beyond the minimum along its own line and up the other side, by more than noise does:
-then cut <- cut / (1 + q), where a secant between a usual slope and this one has its zero. Every other step raises the
-cut by 1 %, up to 1. Rates begin at a tenth and rise to their own within five steps, unless one of these goes too far.
+then cut <- cut / (1 + q), where a secant between a usual slope and this one has its zero. A gradient that is more than
+five times as long as usual cuts too, by 5 usual |g| / |g_t|: momentum keeps it for many steps, and where one tensor has
+moved and the slope has grown in another, q does not see it. It counts as five usual ones in what is usual from then on,
+and alone it leaves a hundredth of the rates. Every other step raises the cut by 1 %, up to 1. Rates begin at a tenth
+and rise to their own within five steps, unless one of these goes too far.
 """
 
 from __future__ import annotations
@@ -74,7 +77,8 @@ RECOVERY = 1.01  # that factor after a step that has gone too far
 LEAST_CUT = 1e-4  # as far as the rates themselves go by default
 NORM_MEMORY = 0.9  # of the logarithm of the gradient's norm
 STEEPEST = 1.5  # q beyond which a step has gone too far
-DEEPEST_CUT = 0.01  # of one step
+LONGEST = 5.0  # usual gradients; a longer one cuts
+DEEPEST_CUT = 0.01  # of one step, and of long gradients together
 MOST_DECAY = 0.02  # of a parameter that decoupled decay takes in one step, unless the initial rate takes more
 
 
@@ -211,14 +215,18 @@ def guarded(guard: Tensor, gradient_square: Tensor, descent: Tensor, step_square
     usual, cut, warming = guard.to(gradient_square.dtype)
     norm = 0.5 * gradient_square.log()
     usual = torch.where(usual.isfinite(), usual, norm)
+    counted = torch.where(norm.isfinite(), norm.clamp(max=usual + math.log(LONGEST)), usual)
     aligned = (descent / (gradient_square * step_square).sqrt()).clamp(-1.0, 1.0)
     slope = -aligned * (norm - usual).exp()
     beyond = slope > STEEPEST  # False for NaN
-    warming = torch.where(beyond, 0.0, warming)
+    long = norm.isfinite() & (norm > counted)
+    left = torch.where(beyond, cut * (1 / (1 + slope)).clamp(min=DEEPEST_CUT), cut).clamp(min=LEAST_CUT)
+    shortened = (cut * (counted - norm).exp()).clamp(min=DEEPEST_CUT)
+    left = torch.where(long, torch.minimum(left, shortened), left)
+    warming = torch.where(beyond | long, 0.0, warming)
     risen = torch.where(warming > 0, cut * WARM_GROWTH, cut * RECOVERY).clamp(max=1.0)
-    fallen = (cut * (1 / (1 + slope)).clamp(min=DEEPEST_CUT)).clamp(min=LEAST_CUT)
-    cut = torch.where(beyond, fallen, risen)
-    usual = torch.where(norm.isfinite(), NORM_MEMORY * usual + (1 - NORM_MEMORY) * norm, usual)
+    cut = torch.where(beyond | long, left, risen)
+    usual = NORM_MEMORY * usual + (1 - NORM_MEMORY) * counted
     return torch.where(step_square > 0, torch.stack([usual, cut, warming]), guard.to(usual.dtype))
 
 

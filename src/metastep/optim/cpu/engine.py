@@ -59,6 +59,7 @@ CONSTANTS = (
     "NULL_DIRECTION",
     "SMALLEST_WEIGHT",
     "STEEPEST",
+    "LONGEST",
     "DEEPEST_CUT",
     "LEAST_CUT",
     "WARM_GROWTH",

@@ -476,13 +476,18 @@ void move_guard(const Rates &s, const Level *levels, const Sums &rows, double el
     double usual = s.guard[0], cut = s.guard[1];
     const double norm = 0.5 * std::log(square);
     if (!finite(usual)) usual = norm;
+    const double counted = !finite(norm) ? usual : std::min(norm, usual + std::log(LONGEST));
     const double aligned = std::min(std::max(descent / std::sqrt(square * step), -1.0), 1.0);
     const double slope = -aligned * std::exp(norm - usual);
-    if (slope > STEEPEST)
-        cut = std::max(cut * std::max(1.0 / (1.0 + slope), DEEPEST_CUT), LEAST_CUT), s.guard[2] = 0.f;
-    else
+    const bool beyond = slope > STEEPEST, longer = finite(norm) && norm > counted;
+    if (beyond || longer) {
+        double left = std::max(beyond ? cut * std::max(1.0 / (1.0 + slope), DEEPEST_CUT) : cut, LEAST_CUT);
+        if (longer) left = std::min(left, std::max(cut * std::exp(counted - norm), DEEPEST_CUT));
+        cut = left, s.guard[2] = 0.f;
+    } else {
         cut = std::min(cut * (s.guard[2] > 0.f ? WARM_GROWTH : RECOVERY), 1.0);
-    if (finite(norm)) usual = NORM_MEMORY * usual + (1.0 - NORM_MEMORY) * norm;
+    }
+    usual = NORM_MEMORY * usual + (1.0 - NORM_MEMORY) * counted;
     s.guard[0] = static_cast<float>(usual), s.guard[1] = static_cast<float>(cut);
 }
 
