@@ -15,10 +15,10 @@ FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping
 
 
 def cache_directory() -> Path:
-    """Where built libraries are kept: METASTEP_CACHE, or metastep under the user's cache directory."""
+    """Where what is made once is kept: METASTEP_CACHE, or metastep under the user's cache directory."""
     root = os.environ.get("METASTEP_CACHE")
     if root:
-        return Path(root)
+        return Path(root).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metastep"
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -122,6 +123,18 @@ def test_rates_are_logged_under_their_names():
     assert "rates/0/layer/5.weight" in writer.scalars
     assert writer.scalars["rates/0/weight/unit"][1] == 7
     assert writer.histograms["rates/0/parameter/0.weight"] == (24, 7)
+    combined = optimizer.rates()[0]["combined"]
+    assert writer.histograms["rates/0/combined/0.weight"] == (combined["0.weight"].numel(), 7)
+
+
+def test_one_rate_for_a_tensor_is_logged_as_it_is_used():
+    model, writer = network(), Mock()
+    optimizer = HyperSGD(model.named_parameters(), lr=0.02, levels=("global", "layer"), settle=(0.01, 1))
+    train(model, optimizer, 3)
+    log_rates(optimizer, writer, 3)
+    logged = {call.args[0]: call.args[1] for call in writer.add_scalar.call_args_list}
+    for name, rate in optimizer.rates()[0]["combined"].items():
+        assert logged[f"rates/0/combined/{name}"] == float(rate)
 
 
 @pytest.mark.parametrize("name", ["optimizers", "wrapper"])

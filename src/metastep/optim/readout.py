@@ -171,7 +171,9 @@ def log_rates(optimizer: Readable, writer: SummaryWriter, step: int, prefix: str
             writer.add_scalar(f"{head}/global", float(group["global"]), step)
         for name, rate in group.get("layer", {}).items():
             writer.add_scalar(f"{head}/layer/{name}", float(rate), step)
-        for level in ("unit", "parameter"):
+        for level in ("unit", "parameter", "combined"):
             for name, values in group.get(level, {}).items():
-                if values.numel():
+                if values.numel() == 1:
+                    writer.add_scalar(f"{head}/{level}/{name}", float(values), step)
+                elif values.numel():
                     writer.add_histogram(f"{head}/{level}/{name}", values.detach().cpu(), step)

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from metastep.lab.tasks.loaders.encoded import cache_folder, decoded_once
+from metastep.compiled import cache_directory
+from metastep.lab.tasks.loaders.encoded import decoded_once
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_other_files_are_decoded_anew(source, change):
 def test_a_broken_cache_is_ignored_and_made_anew(source, damage):
     decode = Decoder()
     decoded_once([source], decode, variant="")
-    for file in sorted(cache_folder().glob("*.npy"))[:1]:
+    for file in sorted(cache_directory().glob("*.npy"))[:1]:
         if damage == "cut":
             file.write_bytes(file.read_bytes()[:-5])
         elif damage == "empty":
@@ -93,5 +94,10 @@ def test_writing_to_the_images_does_not_change_the_cache(source):
 
 def test_the_cache_lies_in_the_home_folder_by_default(tmp_path, monkeypatch):
     monkeypatch.delenv("METASTEP_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "metastep"
+    assert cache_directory() == tmp_path / ".cache" / "metastep"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_directory() == tmp_path / "cache" / "metastep"
+    monkeypatch.setenv("METASTEP_CACHE", "~/own")
+    assert cache_directory() == tmp_path / "own"

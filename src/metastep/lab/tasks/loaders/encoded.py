@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from metastep.compiled import cache_directory
 from metastep.files import write_atomically
 from metastep.lab.tasks.sources import optional_module
 
@@ -215,11 +216,6 @@ def decode_files(files: Sequence[Path], *, channels: int, fit: int | None = None
     )
 
 
-def cache_folder() -> Path:
-    """Give the folder of decoded images: METASTEP_CACHE, or ~/.cache/metastep."""
-    return Path(os.environ.get("METASTEP_CACHE") or "~/.cache/metastep").expanduser()
-
-
 def decoded_once(files: Sequence[Path], decode: Callable[[], Labelled], *, variant: str) -> Labelled:
     """Give what `decode` gives, from the cache if these very files were decoded before.
 
@@ -235,7 +231,7 @@ def decoded_once(files: Sequence[Path], decode: Callable[[], Labelled], *, varia
     for path in files:
         stat = path.stat()
         key.update(f"\0{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    stem = cache_folder() / f"{files[0].parent.name}-{key.hexdigest()[:24]}"
+    stem = cache_directory() / f"{files[0].parent.name}-{key.hexdigest()[:24]}"
     image_file, label_file = stem.with_suffix(".images.npy"), stem.with_suffix(".labels.npy")
     with contextlib.suppress(OSError, ValueError, EOFError):
         images, labels = _mapped(image_file), _mapped(label_file)
