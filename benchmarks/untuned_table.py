@@ -30,13 +30,18 @@ ROWS = {
         "adamw/warmup-cosine@1": "the cosine at its field default, 0.001",
         "schedule-free-adamw@1": "Schedule-Free AdamW, defaults",
         "prodigy@1": "Prodigy, defaults",
-        "hyper-adamw/global+layer@1": "`hyper-adamw/global+layer`, defaults",
+        "hyper-adamw/global+layer@1": "`HyperAdamW`, defaults",
+        "hyper-adamw/global+layer/hdm@1": '`HyperAdamW`, rule "hdm"',
+        "hyper-adamw/global+layer/warmup-linear@1": "`HyperAdamW` under linear decay",
     },
     "sgd-momentum": {
         "sgd-momentum/calibrated": "**calibrated**, no tuning",
         "sgd-momentum/warmup-linear@8": "linear decay with warm-up, 8 trials",
         "sgd-momentum/warmup-cosine@1": "the cosine at its field default, 0.1",
-        "hyper-sgd-momentum/global+layer+unit@1": "`hyper-sgd-momentum/global+layer+unit`, defaults",
+        "hyper-sgd-momentum/global+layer/warmup-linear@1": "`HyperSGD` under linear decay",
+        "hyper-sgd-momentum/global+layer@1": "`HyperSGD`, defaults",
+        "hyper-sgd-momentum/global+layer+unit@1": "`HyperSGD`, with rates of units",
+        "hyper-sgd-momentum/global+layer/hdm@1": '`HyperSGD`, rule "hdm"',
     },
 }
 
