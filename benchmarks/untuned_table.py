@@ -45,6 +45,12 @@ ROWS = {
     },
 }
 
+#: What the picture shows of them: more would hide each other.
+PICTURED = (
+    *("adamw/calibrated", "sgd-momentum/calibrated", "schedule-free-adamw@1", "prodigy@1"),
+    *("hyper-adamw/global+layer@1", "hyper-sgd-momentum/global+layer/warmup-linear@1"),
+)
+
 
 def records(folders: list[Path]) -> Iterator[dict[str, Any]]:
     """The records of whole experiments."""
@@ -162,9 +168,9 @@ def main() -> None:
             if here := ratios(found.get(name, {}), baseline):
                 print(Score(ratios=here).row(label if len(here) == len(baseline) else f"{label} ({len(here)} tasks)"))
                 columns[name] = here
-                points += [
-                    {"base": base, "task": t, "method": name.partition("@")[0], "ratio": v} for t, v in here.items()
-                ]
+                if name in PICTURED:
+                    method = name.partition("@")[0]
+                    points += [{"base": base, "task": t, "method": method, "ratio": v} for t, v in here.items()]
         names = list(columns)
         print("\n| task | loss of the cosine | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
         for task, seeds in baseline.items():

@@ -85,10 +85,10 @@ def _in_words(message: str) -> str:
     option, reason = found.groups()
     pairs = [*pairwise(sys.argv), *(word.split("=", 1) for word in sys.argv if "=" in word)]
     given = next((value for flag, value in pairs if flag == option), "")
-    wanted = "a whole number" if "integer" in reason else "a number" if "number" in reason else ""
+    expected = "a whole number" if "integer" in reason else "a number" if "number" in reason else ""
     if choices := re.search(r"is not one of (.*?)\.?$", reason):
-        wanted = f"one of {choices[1]}".replace("'", "")
-    return f"{option} must be {wanted}, got {given!r}." if wanted else message
+        expected = f"one of {choices[1]}".replace("'", "")
+    return f"{option} must be {expected}, got {given!r}." if expected else message
 
 
 def _moved(option: str) -> str:

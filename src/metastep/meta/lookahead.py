@@ -396,8 +396,8 @@ def step_vjp(
     with torch.enable_grad():
         after, replica = _step(inputs, start, gradients, state)
         outputs, cotangents = list(after), list(adjoint)
-        for parameter, wanted in zip(after, state_adjoint, strict=True):
-            for name, cotangent in wanted.items():
+        for parameter, by_name in zip(after, state_adjoint, strict=True):
+            for name, cotangent in by_name.items():
                 outputs.append(replica.state[parameter][name])
                 cotangents.append(cotangent)
         live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]

@@ -273,11 +273,11 @@ class RateOptimizerStep:
         none = torch.zeros((), dtype=torch.int64, device=state.weights.device)
         clips, rejects = dict.fromkeys(state.levels, none), dict.fromkeys(state.levels, none)
         for (name, tensor), old, finite in zip(moving, before, usable, strict=True):
-            wanted = torch.where(finite & tensor.isfinite(), tensor, old)
+            moved = torch.where(finite & tensor.isfinite(), tensor, old)
             if name in ("layer", "unit"):
-                wanted = torch.where(fold(active[None].to(rows.dtype), layout, name)[0] > 0, wanted, old)
-            clips[name] = clips[name] + ((wanted < low) | (wanted > high)).sum()
+                moved = torch.where(fold(active[None].to(rows.dtype), layout, name)[0] > 0, moved, old)
+            clips[name] = clips[name] + ((moved < low) | (moved > high)).sum()
             rejects[name] = rejects[name] + (~finite).sum()
-            tensor.copy_(wanted.clamp(low, high))
+            tensor.copy_(moved.clamp(low, high))
             tensor.grad = None
         state.rejections += torch.stack([torch.stack([c[level] for level in state.levels]) for c in (clips, rejects)])

@@ -486,8 +486,8 @@ class HyperOptimizer(Optimizer):
             if not state:
                 continue
             adapting = any(prefix + key in state for key in (*SHARED_KEYS[1:], "layer_deviation", "global_deviation"))
-            wanted = (*rate_keys(saved["levels"]), *buffers) if adapting else self.base_keys(saved)
-            for key in (prefix + key for key in wanted if key != SAFEGUARD):
+            needed = (*rate_keys(saved["levels"]), *buffers) if adapting else self.base_keys(saved)
+            for key in (prefix + key for key in needed if key != SAFEGUARD):
                 if key not in state:
                     raise ValueError(
                         f"state_dict must have {key!r} in the state of parameter {index}, got {sorted(state)}; "

@@ -128,12 +128,6 @@ def test_the_one_before_is_checked_wherever_a_save_was_killed(tmp_path: Path, mo
     assert state["step"] == saves - 1
     assert note is not None
     assert note.endswith("; went back to checkpoint.previous.pt.")
-    damaged = bytearray(file.previous.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    file.previous.write_bytes(damaged)
-    if file.previous.with_name(f"{file.previous.name}.sha256").exists():
-        with pytest.raises(CheckpointError, match="no readable checkpoint"):
-            file.load()
 
 
 def test_a_full_disk_touches_neither_file(file: CheckpointFile, monkeypatch) -> None:
